@@ -192,17 +192,54 @@ async def twice(peer: Peer) -> None:
     peer.reset()
 
 
-async def test_5_a_reset_before_any_byte_on_a_reused_connection_is_repeated_unseen(make: Make) -> None:
+async def test_5_a_reset_before_any_byte_on_a_reused_connection_is_an_error_that_says_so(make: Make) -> None:
     async with Hostile(twice) as server:
         transport = make()
-        for _ in range(4):
+        for n in range(1, 4):
             assert (await transport.send(server.post(), FAST)).body == b"ok"
-        assert len(server.peers) == 4
+            error = await fails(transport, server.post())
+            assert (error.code, error.sent, error.retryable) == ("stale_connection", True, True)
+            assert (len(server.peers), len(server.requests)) == (n, 2 * n)
         body = await transport.open(server.post(), FAST)
         assert [piece async for piece in body] == [b"ok"]
+        with pytest.raises(APIConnectionError) as caught:
+            await transport.open(server.post(), FAST)
+        assert caught.value.code == "stale_connection" and len(server.requests) == 8
 
 
-async def test_5_it_is_repeated_once_only(make: Make) -> None:
+async def test_5_what_was_idle_for_longer_goes_with_it_and_what_was_released_later_stays(make: Make) -> None:
+    """Three rest; the last released is dropped: the two older are closed, and one dialled meanwhile is kept."""
+    gate = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        place = server.peers.index(peer)
+        await peer.request()
+        await peer.say(answer())
+        await peer.request()
+        if place == last:
+            await gate.wait()
+            peer.reset()
+        await peer.say(answer(b"again"))
+        await peer.until_gone()
+
+    last = -1
+    async with Hostile(script) as server:
+        transport = make()
+        await asyncio.gather(*(transport.send(server.post(), FAST) for _ in range(3)))
+        (pool,) = transport._pools.values()
+        newest = list(pool.idle)[-1]
+        ports = [peer.writer.get_extra_info("peername")[1] for peer in server.peers]
+        last = ports.index(newest.transport.get_extra_info("sockname")[1])
+        task = asyncio.create_task(fails(transport, server.post()))
+        await until(lambda: len(server.requests) == 4)
+        later = (await transport.send(server.post(), FAST)).body  # on the second: released after the first was sent
+        assert later == b"again" and len(pool.idle) == 2
+        gate.set()
+        assert (await task).code == "stale_connection"
+        assert len(pool.idle) == 1 and (await until(lambda: pool.used == 1)) is None
+
+
+async def test_5_on_the_fresh_connection_after_it_a_reset_is_a_reset(make: Make) -> None:
     async def script(peer: Peer) -> None:
         if server.peers.index(peer) == 0:
             await twice(peer)
@@ -212,6 +249,7 @@ async def test_5_it_is_repeated_once_only(make: Make) -> None:
     async with Hostile(script) as server:
         transport = make()
         await transport.send(server.post(), FAST)
+        assert (await fails(transport, server.post())).code == "stale_connection"
         assert (await fails(transport, server.post())).code == "connection_reset"
         assert len(server.requests) == 3
 

@@ -59,6 +59,7 @@ class _Call(msgspec.Struct, eq=False):
     endpoint: Endpoint | None = None
     flight: Flight | None = None
     attempts: int = 0
+    spared: int = 0  # attempts that cost nothing, because their connection was stale: one at most
     last: LLMError | None = None
     response: Response | None = None  # paid for: nothing that happens from then on may lose it
 
@@ -268,6 +269,10 @@ class Engine:
             except LLMError as error:
                 call.last = error
                 error.attempts, error.endpoint = attempt, endpoint.name
+                if not call.spared and backoff.is_stale(error):
+                    call.spared = 1
+                    self._missed(call, endpoint, error, 0.0)
+                    continue
                 patient = request.priority > 0 and self.retry.patient and endpoint.patient(error)
                 counted += not patient
                 await self._back_off(call, endpoint, error, counted, patient=patient)
@@ -431,7 +436,8 @@ class Engine:
         self.stats.in_flight -= 1
         if error is not None and error.status_code == 429:
             self.stats.rate_limited += 1
-        endpoint.ended(permit, error)
+        # A stale connection is no news of the provider: to the breaker it is neither an outage nor a sign of life.
+        endpoint.ended(permit, None if backoff.is_stale(error) else error)
 
     def _read(self, request: Request, endpoint: Endpoint, permit: Permit, answer: HTTPResponse) -> Response:
         """Learn from the answer's head and decode its body."""
@@ -458,13 +464,9 @@ class Engine:
         """Sleep before the next attempt, or raise the error if it is final. A patient batch request's waits for the
         provider are not held against its deadline."""
         batch = call.request.priority > 0
-        pause = backoff.delay(self.retry, error, call.attempts, counted, self._random, batch=batch)
-        if self.observers:
-            self._notify(
-                AttemptFailed(
-                    request=call.request, endpoint=endpoint.name, attempt=call.attempts, error=error, delay=pause
-                )
-            )
+        attempt = call.attempts - call.spared
+        pause = backoff.delay(self.retry, error, attempt, counted, self._random, batch=batch)
+        self._missed(call, endpoint, error, pause)
         if pause is None:
             after = error.retry_after
             if error.retryable and after is not None and after > self.retry.retry_after_cap:
@@ -481,6 +483,15 @@ class Engine:
             self.stats.backing_off -= 1
             if waited is not None:
                 self._hold(call, waited)
+
+    def _missed(self, call: _Call, endpoint: Endpoint, error: LLMError, pause: float | None) -> None:
+        """Announce that an attempt failed, and when the next one follows."""
+        if self.observers:
+            self._notify(
+                AttemptFailed(
+                    request=call.request, endpoint=endpoint.name, attempt=call.attempts, error=error, delay=pause
+                )
+            )
 
     def _failed(self, call: _Call, error: LLMError) -> LLMError:
         """Count and announce the error that a request ends with."""

@@ -4,11 +4,13 @@ Rules, first match wins:
 1. An error that says asking again cannot help (`retryable` false) is final.
 2. Attempts are counted up to `retry.attempts`; with `retry.patient`, a batch request does not count answers that only
    ask for patience (429, an overloaded or unreachable provider), so that only the total deadline ends such a wait.
-3. An answer that came whole but is nonsense (HTML, no choices) is asked for again twice at most: a proxy or a login
+3. A reused connection that the server had dropped (`is_stale`) says nothing about provider or request: the first time,
+   the next attempt is made at once and not counted, so that it happens with one attempt, too. Then it is a reset.
+4. An answer that came whole but is nonsense (HTML, no choices) is asked for again twice at most: a proxy or a login
    page does not go away.
-4. `Retry-After` is a minimum, with a little jitter on top so that waiters do not return in step; beyond the cap
+5. `Retry-After` is a minimum, with a little jitter on top so that waiters do not return in step; beyond the cap
    (`retry_after_cap`, for a patient batch request `park_cap`) it is final, because hammering earlier would prolong it.
-5. Otherwise full jitter: uniform between 0 and base * 2**(n-1), at most `cap`; resets start from a smaller base.
+6. Otherwise full jitter: uniform between 0 and base * 2**(n-1), at most `cap`; resets start from a smaller base.
 
 Full jitter and its reasons: AWS Architecture Blog, "Exponential Backoff And Jitter" (2015).
 """
@@ -21,7 +23,8 @@ from ..errors import APIConnectionError, LLMError, OverloadedError, ProtocolErro
 from ..options import Retry
 
 NONSENSE_ATTEMPTS = 3
-RESET_CODES = frozenset({"connection_reset", "eof"})
+STALE_CODE = "stale_connection"
+RESET_CODES = frozenset({"connection_reset", "eof", STALE_CODE})
 UNREACHABLE_CODES = frozenset({"connection_refused", "dns", "timeout_connect"})
 
 
@@ -32,13 +35,18 @@ def only_patience(error: LLMError) -> bool:
     return isinstance(error, APIConnectionError) and error.code in UNREACHABLE_CODES
 
 
+def is_stale(error: LLMError | None) -> bool:
+    """True where only the connection had gone away, unseen, while it was idle."""
+    return isinstance(error, APIConnectionError) and error.code == STALE_CODE
+
+
 def delay(
     retry: Retry, error: LLMError, attempt: int, counted: int, random: Callable[[], float], *, batch: bool = False
 ) -> float | None:
     """Give the seconds to wait before the next attempt, or None.
 
-    `attempt` counts all attempts made (from 1), `counted` those that count against `retry.attempts`; `random`
-    gives uniform numbers in [0, 1).
+    `attempt` counts all attempts made (from 1) but the one that rule 3 gives away, `counted` those that count against
+    `retry.attempts`; `random` gives uniform numbers in [0, 1).
     """
     if not error.retryable or counted >= retry.attempts:
         return None

@@ -33,8 +33,9 @@ class Transport(ABC):
     """Sends requests. Wrap one to sign, redact or record every attempt.
 
     Both calls raise APIConnectionError or a subclass, never a foreign error; `error.sent` is False only where
-    the provider cannot have seen the request. An answer of any status is an answer, not an error. Cancelling a
-    call closes its connection.
+    the provider cannot have seen the request. An answer of any status is an answer, not an error. A call sends
+    once: the code `stale_connection` says that it went out on a reused connection which the server had dropped, and
+    that the next call gets a fresh one. Cancelling a call closes its connection.
     """
 
     @abstractmethod

@@ -49,24 +49,22 @@ class Context(msgspec.Struct, frozen=True):
 
 
 class Owner(Protocol):
-    """Who is told when a connection is free again, or gone."""
+    """Who is told when a connection is free again, was found dropped by the server, or is gone."""
 
     def release(self, connection: Connection) -> None: ...
+
+    def stale(self, connection: Connection) -> None: ...
 
     def lost(self, connection: Connection) -> None: ...
 
 
 class Connection(asyncio.Protocol):
-    """`start` an exchange and await its future: an HTTPResponse, or a Body for a stream.
-
-    `stale` says, after a failure, that a reused connection was closed before any byte of the answer came: the
-    server dropped it while it was idle, and the request can go out again on a fresh one.
-    """
+    """`start` an exchange and await its future: an HTTPResponse, or a Body for a stream."""
 
     __slots__ = (
         "_context", "_read_paused", "_reader", "_sink", "_streaming", "_timeout", "_unsent", "_waiter",
-        "_write_paused", "bucket", "busy", "closed", "due", "expires", "loop", "name", "owner", "requests",
-        "retires", "stale", "transport",
+        "_write_paused", "bucket", "busy", "closed", "due", "expires", "idle_since", "loop", "name", "owner",
+        "requests", "retires", "transport",
     )  # fmt: skip
 
     def __init__(self, context: Context, name: str) -> None:
@@ -76,10 +74,9 @@ class Connection(asyncio.Protocol):
         self.owner: Owner | None = None
         self.transport: Any = None  # asyncio.Transport; uvloop's is not a subclass
         self.closed = False
-        self.stale = False
         self.busy = False
         self.requests = 0
-        self.expires = self.retires = 0.0  # the owner's, for idle connections
+        self.expires = self.idle_since = self.retires = 0.0  # the owner's, for idle connections
         self.due = 0.0
         self.bucket: set[Waiting] | None = None
         self._reader = AnswerReader(name, context.max_header_bytes, context.max_body_bytes)
@@ -258,8 +255,13 @@ class Connection(asyncio.Protocol):
         if self._reader.begun:
             got = f"{self._reader.received} bytes of its body" if self._reader.status else "a part of its head"
             error = ProtocolError(f"{self.name} {how} the connection after {got}, before the end", code=code)
+        elif self.requests > 1 and not self._reader.interim:
+            # Most likely dropped while it was idle. Told before the request ends, so that the next finds a fresh one.
+            if self.owner is not None:
+                self.owner.stale(self)
+            text = f"{self.name} {how} a reused connection before it answered"
+            error = APIConnectionError(text, code="stale_connection")
         else:
-            self.stale = self.requests > 1 and not self._reader.interim
             error = APIConnectionError(f"{self.name} {how} the connection before it answered", code=code)
         error.__cause__ = cause
         self.fail(error)

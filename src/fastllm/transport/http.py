@@ -3,6 +3,9 @@
 The usual case is one dict look-up for the URL, one for the head, one write and one future. No request has a timer
 or a task of its own, and nothing here is linear in the number of connections or of those who wait.
 
+Nothing is sent twice here: a connection that the server had dropped while it was idle is an error like any other
+(`stale_connection`), because whoever sends again must take a permit and count an attempt for it.
+
 Compressed answers are not asked for: at 1 KB, gzip saves no packet and costs 10 µs, half of what the whole exchange
 costs. A caller who names `accept-encoding` gets what he asked for, decoded.
 """
@@ -17,7 +20,7 @@ import time
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from ..errors import APIConnectionError, InvalidRequestError
+from ..errors import InvalidRequestError
 from ..options import Timeout
 from ..types import Headers, HTTPRequest, HTTPResponse
 from .base import HTTPStream, Transport
@@ -46,7 +49,7 @@ class HTTPTransport(Transport):
         self,
         *,
         max_connections: int | None = None,
-        idle_expiry: float = 15.0,  # proxies before models keep 60 s and more; what is dropped sooner is repeated
+        idle_expiry: float = 15.0,  # proxies before models keep 60 s and more; what is dropped sooner costs an attempt
         max_header_bytes: int = 64 * 1024,
         max_body_bytes: int = 64 * 1024 * 1024,
         connect_ramp: int = 256,
@@ -86,10 +89,6 @@ class HTTPTransport(Transport):
         waiter = connection.start(data, timeout, now)
         try:
             answer: HTTPResponse = await waiter
-        except APIConnectionError:
-            if not connection.stale:
-                raise
-            answer = await self._exchange(await route.pool.acquire(timeout), data, timeout)
         except BaseException:
             connection.forsake(waiter)
             raise
@@ -111,20 +110,13 @@ class HTTPTransport(Transport):
     async def _open(self, request: HTTPRequest, timeout: Timeout) -> tuple[_Route, Body]:
         route, data = self._prepare(request)
         connection = route.pool.pop(time.monotonic()) or await route.pool.acquire(timeout)
-        try:
-            body: Body = await self._exchange(connection, data, timeout, stream=True)
-        except APIConnectionError:
-            if not connection.stale:
-                raise
-            body = await self._exchange(await route.pool.acquire(timeout), data, timeout, stream=True)
+        body: Body = await self._exchange(connection, data, timeout, stream=True)
         return route, body
 
     async def _exchange(self, connection: Connection, data: bytes, timeout: Timeout, *, stream: bool = False) -> Any:
         waiter = connection.start(data, timeout, time.monotonic(), stream=stream)
         try:
             return await waiter
-        except APIConnectionError:
-            raise
         except BaseException:
             connection.forsake(waiter)
             raise

@@ -6,6 +6,7 @@ import asyncio
 import ssl
 import time
 from collections import OrderedDict
+from itertools import takewhile
 
 from ..errors import APIConnectionError
 from ..options import Timeout
@@ -133,8 +134,17 @@ class Pool:
             if not waiter.done():
                 waiter.set_result(connection)
                 return
-        connection.expires = min(time.monotonic() + self._idle_expiry, connection.retires)
+        connection.idle_since = now = time.monotonic()
+        connection.expires = min(now + self._idle_expiry, connection.retires)
         self.idle[connection] = None
+
+    def stale(self, connection: Connection) -> None:
+        """The server dropped this connection while it was idle; what has been idle for longer goes the same way."""
+        older = list(takewhile(lambda other: other.idle_since <= connection.idle_since, self.idle))
+        for other in older:
+            del self.idle[other]
+            if not other.closed:
+                other.shutdown()
 
     def lost(self, connection: Connection) -> None:
         """A connection is gone."""
