@@ -17,9 +17,7 @@ from typing import Any, Protocol
 import msgspec
 
 # Python 3.11 asks for the process id in every current_task(): 500 ns against 60 here and in later versions.
-_TASKS: dict[Any, asyncio.Task[Any]] = (
-    getattr(asyncio.tasks, "_current_tasks", {}) if sys.version_info < (3, 12) else {}
-)
+TASKS: dict[Any, asyncio.Task[Any]] = getattr(asyncio.tasks, "_current_tasks", {}) if sys.version_info < (3, 12) else {}
 
 TICK = 0.02
 COARSE = 25  # ticks in a bucket of half a second
@@ -140,7 +138,7 @@ class Deadline(msgspec.Struct, eq=False, weakref=False):
         seconds = self._seconds
         if seconds is not None:
             sweeper = self._sweeper
-            self._task = task = _TASKS.get(sweeper.loop) or sweeper.current_task()
+            self._task = task = TASKS.get(sweeper.loop) or sweeper.current_task()
             self._cancelling = task.cancelling()
             self._book(seconds)
         return self

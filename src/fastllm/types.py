@@ -173,16 +173,15 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         except RecursionError:
             raise InvalidRequestError("the request body is nested too deeply", sent=False) from None
         limit = head.max_completion_tokens or head.max_tokens or head.max_output_tokens or 0
-        answers = max(1, head.n or 1)
-        if max(limit, answers) > _MOST:
-            raise InvalidRequestError(f"max_tokens and n must be at most {_MOST}", sent=False)
+        if limit < 0 or limit > _MOST or head.n:
+            limit = _all_answers(limit, head.n or 1)
         return cls(
             path=path,
             body=body,
             model=model or head.model,
             body_model=head.model,
             stream=bool(head.stream),
-            max_tokens=min(max(0, limit) * answers, _MOST),
+            max_tokens=limit,
             **more,
         )
 
@@ -207,6 +206,13 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     def __repr__(self) -> str:
         return f"<Request {self.path} {self.model or '?'} {len(self.body)} B>"
+
+
+def _all_answers(limit: int, answers: int) -> int:
+    """Give the most tokens that so many answers may have."""
+    if max(limit, answers) > _MOST:
+        raise InvalidRequestError(f"max_tokens and n must be at most {_MOST}", sent=False)
+    return min(max(0, limit) * max(1, answers), _MOST)
 
 
 def _written(value: Any) -> bytes:

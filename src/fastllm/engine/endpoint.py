@@ -123,7 +123,8 @@ class Endpoint:
         if usage is not None:
             permit.settle(usage.total_tokens, usage.prompt_tokens)
             self.estimator.learn(request, usage)
-        self._pay(permit, response)
+        if self.purse is not None:
+            self._pay(permit, response)
         self._refusals = 0
         self.limiter.answered(permit, response.latency)
 

@@ -134,7 +134,8 @@ class Engine:
             if call.response is None:
                 raise self._failed(call, _too_late(call)) from call.last
             response = call.response
-        self._done(request, response, None, call.began)
+        if self.observers:
+            self._done(request, response, None, call.began)
         return response
 
     async def stream(self, request: Request) -> Stream:
@@ -436,8 +437,9 @@ class Engine:
         self.stats.in_flight -= 1
         if error is not None and error.status_code == 429:
             self.stats.rate_limited += 1
-        # A stale connection is no news of the provider: to the breaker it is neither an outage nor a sign of life.
-        endpoint.ended(permit, None if backoff.is_stale(error) else error)
+        if error is not None and backoff.is_stale(error):
+            error = None  # no news of the provider: to the breaker it is neither an outage nor a sign of life
+        endpoint.ended(permit, error)
 
     def _read(self, request: Request, endpoint: Endpoint, permit: Permit, answer: HTTPResponse) -> Response:
         """Learn from the answer's head and decode its body."""
@@ -447,7 +449,8 @@ class Engine:
         except LLMError as error:
             self._learn(endpoint, permit, error, hints, answer.body)
             raise
-        endpoint.limiter.heard(permit, hints)
+        if hints is not NOTHING:
+            endpoint.limiter.heard(permit, hints)
         return response
 
     def _learn(self, endpoint: Endpoint, permit: Permit, error: LLMError, hints: Hints, body: bytes) -> None:

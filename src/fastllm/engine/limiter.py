@@ -32,17 +32,13 @@ NOBODY = 5.0  # seconds until an address where nobody answered may be tried agai
 _CEILING = 4096  # attempts in flight where nobody set a limit; the system's own limit may be lower
 
 
-class Permit(Attempt):
+class Permit(Attempt, eq=False):
     """The right to make one attempt. `settle` corrects the token estimate, `release` gives back the slot."""
 
-    __slots__ = ("_limiter", "money", "more", "prompt")
-
-    def __init__(self, limiter: Limiter, need: Estimate) -> None:
-        super().__init__(need.tokens)
-        self.prompt = need.prompt
-        self._limiter: Limiter | None = limiter
-        self.more: tuple[Entry, ...] = ()
-        self.money: Reservation | None = None
+    prompt: float = 0.0
+    _limiter: Limiter | None = None
+    more: tuple[Entry, ...] = ()
+    money: Reservation | None = None
 
     def settle(self, actual: float, prompt: float | None = None) -> None:
         """Book what the attempt really cost in tokens instead of the estimate."""
@@ -111,7 +107,8 @@ class Limiter:
 
     __slots__ = (
         "_clock", "_condemned", "_count", "_first", "_grants", "_held", "_held_since", "_largest", "_limits", "_more",
-        "_parked", "_proven", "_queues", "_timer", "_until", "breaker", "in_flight", "learner", "parked_why",
+        "_parked", "_proven", "_queues", "_timer", "_uneasy", "_until", "breaker", "in_flight", "learner",
+        "parked_why",
     )  # fmt: skip
 
     def __init__(self, limits: Limits, clock: Clock, *, ceiling: int = _CEILING) -> None:
@@ -142,6 +139,7 @@ class Limiter:
         self._held, self._held_since = FREE, 0.0
         self._proven = False
         self._first = INF
+        self._uneasy = True  # something but slots, ledgers and pace may hold requests back: ask `_next_turn`
 
     @property
     def concurrency(self) -> int:
@@ -197,7 +195,7 @@ class Limiter:
         learner = self.learner
         if self.in_flight >= learner.slots.limit:
             return SLOTS
-        if now < self._parked or self._next_turn(now, priority) > now:
+        if self._uneasy and self._next_turn(now, priority) > now:
             return OTHER
         if learner.requests.window.limit < INF and learner.requests.when(now, 1.0) > now:
             return REQUESTS
@@ -207,32 +205,37 @@ class Limiter:
             amount = meter.amount(need.tokens, need.prompt)
             if not meter.window.fits(now, min(amount, meter.window.limit)):
                 return OTHER
-        return PACE if learner.pace.when() > now else FREE
+        return PACE if learner.pace.value < INF and learner.pace.when() > now else FREE
 
     def _next_turn(self, now: float, priority: int) -> float:
-        """Give the earliest time that outages, probes, quotas and an unproven key allow."""
-        when = max(self.breaker.when(now), self.learner.probe_at(now))
-        if self.learner.quotas:
-            when = max(when, self.learner.quota_at(now, self._count + 1))
+        """Give the earliest time that parks, outages, probes, quotas and an unproven key allow."""
+        learner = self.learner
+        when = max(self._parked, self.breaker.when(now), learner.probe_at(now))
+        if learner.quotas:
+            when = max(when, learner.quota_at(now, self._count + 1))
         if not self._proven and priority and self._first < INF and now < self._first + PROOF:
             when = max(when, self._first + PROOF)
+        if when <= now and self._proven and not learner.quotas and not learner.blocked and self.breaker.steady(now):
+            self._uneasy = False
         return when
 
     def _grant(self, now: float, need: Estimate) -> Permit:
-        permit = Permit(self, need)
-        learner = self.learner
+        learner, held = self.learner, self._held
+        requests, tokens = learner.requests, learner.tokens
         self.in_flight += 1
         self._count += 1
-        if self._first == INF:
-            self._first = now
-        permit.held, permit.sent, permit.number, permit.in_flight = self._held, now, self._count, self.in_flight
-        permit.request = learner.requests.add(now, 1.0, waited=permit.held == REQUESTS)
-        permit.token = learner.tokens.add(now, need.tokens, waited=permit.held == TOKENS)
-        permit.used, permit.used_tokens = learner.requests.window.used, learner.tokens.window.used
+        request = requests.add(now, 1.0, held == REQUESTS)
+        token = tokens.add(now, need.tokens, held == TOKENS)
+        permit = Permit(
+            need.tokens, held, now, self._count, self.in_flight, request, token, requests.window.used,
+            tokens.window.used, need.prompt, self,
+        )  # fmt: skip
         if self._more:
             permit.more = tuple(m.window.add(now, m.amount(need.tokens, need.prompt)) for m in self._more)
         learner.sent(now, permit)
-        self.breaker.sent(now)
+        if self._uneasy:
+            self._first = min(self._first, now)
+            self.breaker.sent(now)
         return permit
 
     # What attempts came to
@@ -243,19 +246,21 @@ class Limiter:
             return
         if hints.limits:
             self.learner.heard(self._clock.now(), permit, hints)
+            self._uneasy = self._uneasy or bool(self.learner.quotas)
 
     def answered(self, permit: Permit, latency: float) -> None:
         """The attempt brought a whole answer, or a stream's first chunk."""
         now = self._clock.now()
         self._proven = True
-        self.breaker.succeeded(now, permit.sent)
+        if not self.breaker.quiet:
+            self.breaker.succeeded(now, permit.sent)
         self.learner.answered(now, permit, latency)
 
     def refused(self, permit: Permit, wait: float | None) -> None:
         """The attempt was refused by a limit (429): its bookings are given back, its slot is not yet."""
         now = self._clock.now()
         permit.refund()
-        self._proven = True
+        self._proven = self._uneasy = True
         self.breaker.succeeded(now, permit.sent)
         self.learner.refused(now, permit, wait, self.in_flight - 1)
 
@@ -265,11 +270,13 @@ class Limiter:
 
     def failed(self, permit: Permit) -> bool:
         """The attempt ended in an error that says nothing about the request. True if that opened the breaker."""
-        return self.breaker.failed(self._clock.now(), permit.sent)
+        self._uneasy = True
+        return self.breaker.failed(self._clock.now(), permit.sent, self.learner.answers.value)
 
     def park(self, seconds: float, why: str = "") -> None:
         """Admit nobody for so many seconds: the provider said when to come back."""
         until = self._clock.now() + seconds
+        self._uneasy = True
         if until > self._parked:
             self._parked, self.parked_why = until, why
         if self.waiting:
@@ -300,7 +307,7 @@ class Limiter:
         if self._condemned is not None and self._clock.now() < self._until:
             raise self._stopped(self._condemned)
         self._condemned = None
-        self._proven, self._first = False, INF
+        self._proven, self._first, self._uneasy = False, INF, True
 
     def _stopped(self, cause: LLMError) -> StoppedError:
         why = "the key was refused" if cause.fatal_for_key else "nobody answers there"
@@ -349,7 +356,6 @@ class Limiter:
                 self._timer = self._clock.call_later(max(when - now, 0.0), self._widen)
             return
         when = max(
-            self._parked,
             self._next_turn(now, priority),
             learner.requests.when(now, 1.0),
             learner.tokens.when(now, need.tokens),

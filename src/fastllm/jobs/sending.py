@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Protocol
 
+from ..clock import TASKS
 from ..options import Timeout
 from ..transport.base import HTTPStream, Transport
 from ..types import HTTPRequest, HTTPResponse
@@ -13,9 +14,8 @@ from ..types import HTTPRequest, HTTPResponse
 class Crew(Protocol):
     """Who wants to know of its tasks' requests."""
 
-    def sent(self, task: asyncio.Task[Any]) -> None:
-        """From here on the provider may have the request, and its answer must not be lost."""
-        ...
+    out: set[asyncio.Task[Any]]
+    """Tasks whose request the provider may have, so that its answer must not be lost."""
 
     def refused(self, task: asyncio.Task[Any]) -> None:
         """The attempt came to nothing: cancelling the task now loses nothing."""
@@ -23,11 +23,12 @@ class Crew(Protocol):
 
 
 class Sending(Transport):
-    """Passes everything on; tells the crew of an enrolled task when its request leaves and when that failed."""
+    """Passes everything on; keeps the crew's `out` up to date, and tells the crew of an attempt that failed."""
 
     def __init__(self, inner: Transport) -> None:
         self._inner = inner
-        self._crews: dict[asyncio.Task[Any], Crew] = {}
+        self._crews: dict[asyncio.Task[Any] | None, Crew] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     @classmethod
     def of(cls, engine: object) -> Sending | None:
@@ -40,16 +41,17 @@ class Sending(Transport):
 
     def enrol(self, task: asyncio.Task[Any], crew: Crew) -> None:
         self._crews[task] = crew
+        self._loop = task.get_loop()
 
     def leave(self, task: asyncio.Task[Any]) -> None:
         self._crews.pop(task, None)
 
     async def send(self, request: HTTPRequest, timeout: Timeout) -> HTTPResponse:
-        task = asyncio.current_task()
-        crew = self._crews.get(task) if task is not None else None
+        task = TASKS.get(self._loop) or asyncio.current_task()
+        crew = self._crews.get(task)
         if task is None or crew is None:
             return await self._inner.send(request, timeout)
-        crew.sent(task)
+        crew.out.add(task)
         try:
             answer = await self._inner.send(request, timeout)
         except BaseException:

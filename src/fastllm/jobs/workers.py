@@ -88,7 +88,7 @@ class Workers:
         self._failure: BaseException | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._sending = Sending.of(engine)
-        self._out: set[asyncio.Task[Any]] = set()  # whose request is at the provider, or answered and not delivered
+        self.out: set[asyncio.Task[Any]] = set()  # whose request is at the provider, or answered and not delivered
         self._draining = False
         self._idle: deque[asyncio.Future[None]] = deque()
         self._consumer: asyncio.Future[None] | None = None
@@ -139,21 +139,18 @@ class Workers:
     @property
     def in_flight(self) -> int:
         """Rows whose request is under way; where the engine does not tell, those in work."""
-        return len(self._out) if self._sending is not None else self.in_work
+        return len(self.out) if self._sending is not None else self.in_work
 
     def drain(self) -> None:
         """Stop, and send nothing more: only rows whose request is under way are waited for, for this one attempt."""
         self.stop()
         if self._sending is not None and not self._draining:
             self._draining = True
-            for task in self._tasks - self._out:
+            for task in self._tasks - self.out:
                 task.cancel()
 
-    def sent(self, task: asyncio.Task[Any]) -> None:
-        self._out.add(task)
-
     def refused(self, task: asyncio.Task[Any]) -> None:
-        self._out.discard(task)
+        self.out.discard(task)
         if self._draining:
             task.cancel()  # at its next wait, which a final error does not have
 
@@ -186,7 +183,7 @@ class Workers:
         self._tasks.discard(task)
         if self._sending is not None:
             self._sending.leave(task)
-            self._out.discard(task)
+            self.out.discard(task)
         error = None if task.cancelled() else task.exception()
         if error is None and task.cancelled() and not self._ended:
             error = RuntimeError("a worker was cancelled from outside its run")
@@ -209,7 +206,7 @@ class Workers:
                 return
 
     async def _work(self) -> None:
-        execute = self._execute
+        execute, me = self._execute, asyncio.current_task()
         while not self._ended:
             if self._puller is not None or self._pulled - self._taken >= self.window:
                 waiter = self._loop.create_future()
@@ -239,8 +236,8 @@ class Workers:
                     outcome = Outcome(index=row.index, custom_id=row.custom_id, error=error, request=request)
                 except ConfigError as error:
                     outcome = Outcome(index=row.index, custom_id=row.custom_id, error=_misfit(error), request=request)
-            if self._out:
-                self._out.discard(asyncio.current_task())
+            if self.out and me is not None:
+                self.out.discard(me)
             self._deliver(turn, outcome)
 
     def _pull(self) -> Row | None:

@@ -64,6 +64,7 @@ class Adaptive:
         "_up",
         "baseline",
         "ceiling",
+        "limit",
         "mode",
     )
 
@@ -72,6 +73,7 @@ class Adaptive:
         self.mode: Mode = "start"
         self.baseline = 0.0  # seconds: the mean latency as last seen
         self._dial = Dial(float(min(start, ceiling)))
+        self._show()
         self._round = _Round(0.0)
         self._before: tuple[float, float] | None = None  # limit and throughput before the present trial
         self._last_cut = -COOL_DOWN
@@ -80,9 +82,8 @@ class Adaptive:
         self._up = True
         self._blind = False
 
-    @property
-    def limit(self) -> int:
-        return max(1, min(self.ceiling, int(self._dial.value + 1e-9)))
+    def _show(self) -> None:
+        self.limit = max(1, min(self.ceiling, int(self._dial.value + 1e-9)))
 
     def answered(self, now: float, sent: float, latency: float, *, held: bool, rate: float) -> None:
         """One answer. `held`: the limit was what its request had waited for; `rate`: answers a second."""
@@ -91,6 +92,7 @@ class Adaptive:
             return
         if self.mode == "full":
             self._dial.climb(now, rate)
+            self._show()
             return
         if sent < self._round.since or now - self._last_cut < COOL_DOWN:
             return
@@ -150,6 +152,7 @@ class Adaptive:
 
     def _move(self, now: float, limit: float) -> None:
         self._dial.set(now, float(max(1, min(self.ceiling, limit))))
+        self._show()
         self._round = _Round(now)
 
     def when(self, held_since: float, *, rates_known: bool) -> float:
@@ -187,6 +190,7 @@ class Adaptive:
         """A single refusal of a request that the limit had let through."""
         self.mode = "full"
         self._dial.cut(now)
+        self._show()
         self._before = None
 
     def overloaded(self, now: float) -> None:

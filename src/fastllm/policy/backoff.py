@@ -35,7 +35,7 @@ def only_patience(error: LLMError) -> bool:
     return isinstance(error, APIConnectionError) and error.code in UNREACHABLE_CODES
 
 
-def is_stale(error: LLMError | None) -> bool:
+def is_stale(error: LLMError) -> bool:
     """True where only the connection had gone away, unseen, while it was idle."""
     return isinstance(error, APIConnectionError) and error.code == STALE_CODE
 

@@ -7,8 +7,7 @@ rate that grows from a half to all of what it was before, so that nothing is tra
 
 from __future__ import annotations
 
-from .pace import Rate
-
+INF = float("inf")
 FAILURES = 8
 PROBE = 1.5
 RAMP = 2.0
@@ -17,30 +16,35 @@ RAMP = 2.0
 class Breaker:
     """Health of one endpoint. `allows` and `sent` before an attempt, `succeeded` or `failed` after it."""
 
-    __slots__ = ("_closed_at", "_failures", "_next", "_probes", "_since", "opened", "proven", "usual")
+    __slots__ = (
+        "_closed_at", "_failures", "_next", "_opened_at", "_probes", "_since", "opened", "proven", "quiet", "usual"
+    )  # fmt: skip
 
     def __init__(self) -> None:
-        self.opened = 0.0  # when it opened; 0: closed
+        self.opened = False
+        self.quiet = False  # closed, and the last attempt succeeded: one more is no news
         self.proven = False  # it has answered before: one that never did is no outage but a wrong address
         self._failures = self._probes = 0
-        self._since = 0.0  # when the first of the failures in a row was sent
-        self._next = 0.0
-        self._closed_at = -RAMP
-        self.usual = Rate()  # successes a second, as before the outage
+        self._since = -INF  # when the first of the failures in a row was sent
+        self._next = -INF
+        self._opened_at = self._closed_at = -INF
+        self.usual = 0.0  # successes a second, as before the outage
 
     def when(self, now: float) -> float:
         """Give the earliest time for the next attempt."""
-        if self.opened or now < self._closed_at + RAMP:
-            return self._next
-        return 0.0
+        return self._next if self.opened or now < self._closed_at + RAMP else -INF
+
+    def steady(self, now: float) -> bool:
+        """Tell whether it holds nobody back, until the next failure."""
+        return not self.opened and now >= self._closed_at + RAMP
 
     def sent(self, now: float) -> None:
         """An attempt goes out."""
         if self.opened:
             self._next = now + PROBE
-        elif now < self._closed_at + RAMP and self.usual.value:
+        elif now < self._closed_at + RAMP and self.usual:
             share = 0.5 + 0.5 * (now - self._closed_at) / RAMP
-            self._next = max(self._next, now - 0.02) + 1.0 / (self.usual.value * share)
+            self._next = max(self._next, now - 0.02) + 1.0 / (self.usual * share)
 
     def succeeded(self, now: float, sent: float) -> None:
         """An answer to what was sent then. One to what was sent before the failures says nothing about now."""
@@ -48,27 +52,28 @@ class Breaker:
         if sent < self._since:
             return
         self._failures = self._probes = 0
-        self._since = 0.0
+        self._since = -INF
+        self.quiet = True
         if self.opened:
-            self.opened = 0.0
+            self.opened = False
             self._closed_at = self._next = now
-            return
-        if now > self._closed_at + RAMP:
-            self.usual.tick(now)
 
-    def failed(self, now: float, sent: float) -> bool:
-        """Give True if this failure opened it."""
+    def failed(self, now: float, sent: float, usual: float) -> bool:
+        """Give True if this failure opened it. `usual`: successes a second until now."""
         if sent < self._closed_at:
             return False
+        self.quiet = False
         if self.opened:
-            self._probes += sent > self.opened
+            self._probes += sent > self._opened_at
             return False
         if not self._failures:
             self._since = sent
         self._failures += 1
         if self._failures < FAILURES:
             return False
-        self.opened = now
+        if self.steady(now):  # in the midst of a ramp it is not what is usual
+            self.usual = usual
+        self.opened, self._opened_at = True, now
         self._next = now + PROBE
         self._failures = self._probes = 0
         return True

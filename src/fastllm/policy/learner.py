@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import math
 
+import msgspec
+
 from .adaptive import Adaptive
 from .headers import Hints, Limit
 from .pace import Dial, Pace, Rate
@@ -47,20 +49,19 @@ _SLACK = 0.1  # seconds that a late timer may make up for
 _DUST = 1e-9
 
 
-class Attempt:
-    """What the learner wants to know of one attempt."""
+class Attempt(msgspec.Struct, eq=False):
+    """What the learner wants to know of one attempt: what it had waited for, when it was sent as the how-manieth and
+    with how many in flight, its bookings, and how much was used with them."""
 
-    __slots__ = ("estimate", "held", "in_flight", "number", "request", "sent", "token", "used", "used_tokens")
-
-    def __init__(self, estimate: float) -> None:
-        self.estimate = estimate
-        self.held = FREE
-        self.sent = 0.0
-        self.number = 0
-        self.in_flight = 0
-        self.request: Entry | None = None
-        self.token: Entry | None = None
-        self.used = self.used_tokens = 0.0
+    estimate: float
+    held: str = FREE
+    sent: float = 0.0
+    number: int = 0
+    in_flight: int = 0
+    request: Entry | None = None
+    token: Entry | None = None
+    used: float = 0.0
+    used_tokens: float = 0.0
 
 
 class Ledger:
@@ -120,11 +121,13 @@ class Ledger:
             fill = FOUND_FILL
         return EVEN * limit / window.seconds + max(0.0, limit - window.used) / fill
 
-    def add(self, now: float, amount: float, *, waited: bool) -> Entry:
+    def add(self, now: float, amount: float, waited: bool) -> Entry:
         """Book an amount; `waited`: this ledger had held it back, so there is nothing to make up for."""
         window = self.window
         limit = window.limit
-        if limit < INF and amount <= LUMP * limit:
+        if limit == INF:
+            return window.add(now, amount)
+        if amount <= LUMP * limit:
             if now >= self._forget_at:
                 self._burst = 0.0
             rate = self._rate()
@@ -142,7 +145,9 @@ class Ledger:
 
     def settle(self, entry: Entry, difference: float) -> None:
         """Correct a booking, as Window.settle does."""
-        self.window.settle(entry, difference)
+        if entry.expires:
+            entry.amount += difference
+            self.window.used += difference
         if self._credit < INF:
             self._credit -= difference
 
@@ -246,9 +251,10 @@ class Learner:
         """An attempt goes out; its bookings are made."""
         if self.pace.value < INF:
             self.pace.take(now)
-        apart = attempt.in_flight - self._crowd
-        self._crowd += _FORGET * apart
-        self._spread += _FORGET * (apart * apart - self._spread)
+        if self.adaptive:
+            apart = attempt.in_flight - self._crowd
+            self._crowd += _FORGET * apart
+            self._spread += _FORGET * (apart * apart - self._spread)
         if self._blocked_since < INF:
             self._probe = attempt
 
@@ -281,6 +287,8 @@ class Learner:
         held = attempt.held
         if self.adaptive:
             self.slots.answered(now, attempt.sent, latency, held=held == SLOTS, rate=rate)
+        if held == FREE:
+            return
         if held == PACE:
             self.pace.climb(now, rate)
         elif held == REQUESTS and self.requests.found.value < INF:

@@ -22,16 +22,18 @@ _SLACK = 0.05  # seconds: what a late timer missed may be made up for
 class Rate:
     """Events a second, forgetting exponentially over `seconds`."""
 
-    __slots__ = ("_at", "_seconds", "value")
+    __slots__ = ("_at", "_seconds", "_weight", "value")
 
     def __init__(self, seconds: float = 10.0) -> None:
         self.value = 0.0
         self._seconds = seconds
+        self._weight = 1.0 / seconds
         self._at = 0.0
 
     def tick(self, now: float) -> None:
         """One event."""
-        self.value = self.at(now) + 1.0 / self._seconds
+        share = (now - self._at) * self._weight
+        self.value = self.value * (1.0 - share if share < 0.01 else math.exp(-share)) + self._weight
         self._at = now
 
     def at(self, now: float) -> float:

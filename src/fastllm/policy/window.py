@@ -42,7 +42,7 @@ class Window:
     The limit may be changed at any time; infinity only counts.
     """
 
-    __slots__ = ("_bucket", "_buckets", "_span", "_tick", "limit", "seconds", "used")
+    __slots__ = ("_bucket", "_buckets", "_edge", "_last", "_span", "_tick", "limit", "seconds", "used")
 
     def __init__(self, limit: float, seconds: float = WINDOW) -> None:
         self.limit = limit
@@ -52,6 +52,8 @@ class Window:
         self._bucket = seconds / _BUCKETS
         self._buckets: deque[Entry] = deque()
         self._tick = -1
+        self._edge = -float("inf")  # where the last bucket ends
+        self._last = Entry(0.0)
 
     def fits(self, now: float, amount: float) -> bool:
         """Tell whether the amount could be booked now."""
@@ -66,13 +68,9 @@ class Window:
 
     def add(self, now: float, amount: float) -> Entry:
         """Book the amount, whether it fits or not; the receipt is for `settle`."""
-        tick = int(now / self._bucket)
-        if tick != self._tick or not self._buckets:
-            while self._buckets and self._buckets[0].expires <= now:  # nobody may ever ask whether it fits
-                self._expire()
-            self._tick = tick
-            self._buckets.append(Entry((tick + 1) * self._bucket + self._span))
-        entry = self._buckets[-1]
+        if now >= self._edge:
+            self._open(now)
+        entry = self._last
         entry.amount += amount
         self.used += amount
         return entry
@@ -111,6 +109,15 @@ class Window:
                 kept += entry.amount
                 refused += entry.refused
         return kept, refused
+
+    def _open(self, now: float) -> None:
+        buckets = self._buckets
+        while buckets and buckets[0].expires <= now:  # nobody may ever ask whether it fits
+            self._expire()
+        self._tick = max(int(now / self._bucket), self._tick + 1)  # 1.9 / 0.1 is less than 19
+        self._edge = (self._tick + 1) * self._bucket
+        self._last = Entry(self._edge + self._span)
+        buckets.append(self._last)
 
     def _expire(self) -> None:
         entry = self._buckets.popleft()

@@ -118,7 +118,7 @@ def _read(path: str, answer: HTTPResponse) -> Envelope:
         except UnicodeDecodeError:
             raise nonsense(answer, "is not UTF-8") from None
     carrier = _CARRIER.get(path)
-    if carrier is not None and body.find(carrier) != body.rfind(carrier):
+    if carrier is not None and body.count(carrier) > 1:
         _check_duplicates(answer)
     return found
 
