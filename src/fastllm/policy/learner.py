@@ -73,8 +73,8 @@ class Ledger:
     """
 
     __slots__ = (
-        "_at", "_burst", "_burst_until", "_credit", "_forget_at", "_news", "foreign", "found", "name", "set_limit",
-        "told", "window",
+        "_at", "_burst", "_burst_until", "_credit", "_even", "_fill", "_forget_at", "_lump", "_news", "foreign",
+        "found", "name", "set_limit", "told", "window",
     )  # fmt: skip
 
     def __init__(self, name: str, limit: float | None = None, seconds: float = _MINUTE) -> None:
@@ -90,15 +90,17 @@ class Ledger:
         self._forget_at = 0.0
         self._burst_until = BURST_SECONDS
         self._news = -1.0  # when the attempt was sent that brought the latest
+        self.refresh()
 
     def when(self, now: float, amount: float) -> float:
         """Give the earliest time for this amount: now, if it may go out now."""
         window = self.window
         if window.limit == INF:
             return now
-        amount = min(amount, window.limit)
+        if amount > window.limit:
+            amount = window.limit
         when = now if window.fits(now, amount) else window.when(now, amount)
-        if amount > LUMP * window.limit:
+        if self._credit >= 0.0 or amount > self._lump:
             return when
         debt = -self._credit - (now - self._at) * self._rate()
         if debt <= _DUST * window.limit:
@@ -112,14 +114,7 @@ class Ledger:
         limit = window.limit
         if self._burst:
             return EVEN * max(0.05 * limit, limit - min(self._burst, window.used)) / window.seconds
-        fill = FILL
-        if self.foreign > SHARED * self.told:
-            fill = SHARED_FILL
-        elif self.name == TOKENS:
-            fill = TOKENS_FILL
-        elif self.found.value < INF:
-            fill = FOUND_FILL
-        return EVEN * limit / window.seconds + max(0.0, limit - window.used) / fill
+        return self._even + (limit - window.used) / self._fill if window.used < limit else self._even
 
     def add(self, now: float, amount: float, waited: bool) -> Entry:
         """Book an amount; `waited`: this ledger had held it back, so there is nothing to make up for."""
@@ -127,14 +122,16 @@ class Ledger:
         limit = window.limit
         if limit == INF:
             return window.add(now, amount)
-        if amount <= LUMP * limit:
-            if now >= self._forget_at:
+        if amount <= self._lump:
+            if self._burst and now >= self._forget_at:
                 self._burst = 0.0
-            rate = self._rate()
-            credit = min(BURST * limit, self._credit + (now - self._at) * rate)
-            if waited:
-                credit = min(credit, _SLACK * rate)
-            if now - self._at > BURST_SECONDS and credit >= 0.5 * BURST * limit:
+            passed, rate = now - self._at, self._rate()
+            credit = self._credit + passed * rate
+            if credit > BURST * limit:
+                credit = BURST * limit
+            if waited and credit > _SLACK * rate:
+                credit = _SLACK * rate
+            if passed > BURST_SECONDS and credit >= 0.5 * BURST * limit:
                 self._burst_until = now + BURST_SECONDS
             if now < self._burst_until and credit > _SLACK * rate:
                 self._burst += amount
@@ -182,7 +179,17 @@ class Ledger:
         told = self.told
         if self.foreign > SHARED * told:
             told = max(1.0, told - self.foreign - 0.005 * told)
-        self.window.limit = max(1.0, min(self.set_limit, told, self.found.value))
+        window = self.window
+        window.limit = limit = max(1.0, min(self.set_limit, told, self.found.value))
+        self._lump = LUMP * limit
+        self._even = EVEN * limit / window.seconds
+        self._fill = FILL
+        if self.foreign > SHARED * self.told:
+            self._fill = SHARED_FILL
+        elif self.name == TOKENS:
+            self._fill = TOKENS_FILL
+        elif self.found.value < INF:
+            self._fill = FOUND_FILL
 
     @property
     def known(self) -> bool:

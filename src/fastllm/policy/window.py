@@ -42,7 +42,7 @@ class Window:
     The limit may be changed at any time; infinity only counts.
     """
 
-    __slots__ = ("_bucket", "_buckets", "_edge", "_last", "_span", "_tick", "limit", "seconds", "used")
+    __slots__ = ("_bucket", "_buckets", "_edge", "_last", "_oldest", "_span", "_tick", "limit", "seconds", "used")
 
     def __init__(self, limit: float, seconds: float = WINDOW) -> None:
         self.limit = limit
@@ -54,12 +54,12 @@ class Window:
         self._tick = -1
         self._edge = -float("inf")  # where the last bucket ends
         self._last = Entry(0.0)
+        self._oldest = float("inf")  # when the first bucket leaves
 
     def fits(self, now: float, amount: float) -> bool:
         """Tell whether the amount could be booked now."""
-        buckets = self._buckets
-        while buckets and buckets[0].expires <= now:
-            self._expire()
+        if now >= self._oldest:
+            self._expire(now)
         return self.used + amount <= self.limit or self._dust(amount)
 
     def _dust(self, amount: float) -> bool:
@@ -111,19 +111,24 @@ class Window:
         return kept, refused
 
     def _open(self, now: float) -> None:
-        buckets = self._buckets
-        while buckets and buckets[0].expires <= now:  # nobody may ever ask whether it fits
-            self._expire()
+        if now >= self._oldest:  # nobody may ever ask whether it fits
+            self._expire(now)
         self._tick = max(int(now / self._bucket), self._tick + 1)  # 1.9 / 0.1 is less than 19
         self._edge = (self._tick + 1) * self._bucket
         self._last = Entry(self._edge + self._span)
-        buckets.append(self._last)
+        self._buckets.append(self._last)
+        self._oldest = self._buckets[0].expires
 
-    def _expire(self) -> None:
-        entry = self._buckets.popleft()
-        self.used -= entry.amount
-        entry.expires = 0.0
-        if not self._buckets:
+    def _expire(self, now: float) -> None:
+        buckets = self._buckets
+        while buckets and buckets[0].expires <= now:
+            entry = buckets.popleft()
+            self.used -= entry.amount
+            entry.expires = 0.0
+        if buckets:
+            self._oldest = buckets[0].expires
+        else:
+            self._oldest = float("inf")
             self.used = 0.0  # float dust does not accumulate
 
     def __repr__(self) -> str:
