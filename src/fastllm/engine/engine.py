@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
-import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
 
 import msgspec
 from msgspec import UNSET
@@ -23,7 +21,6 @@ from ..errors import (
     BudgetExceededError,
     DeadlineExceededError,
     LLMError,
-    RateLimitError,
     StoppedError,
 )
 from ..options import Retry, Timeout
@@ -34,9 +31,11 @@ from ..policy.headers import NOTHING, Hints, body_hints, read_hints
 from ..policy.tokens import Estimate
 from ..transport.base import HTTPStream, Transport
 from ..types import HTTPRequest, HTTPResponse, Request, Response
+from . import parking
 from .endpoint import Endpoint, Router
 from .events import AttemptFailed, Event, Observer, RequestDone
 from .flight import Flight, Terms
+from .hedge import A, Race, latencies, spare_permit
 from .limiter import Permit
 from .stats import Snapshot, Stats
 from .stream import Stream, replayed
@@ -44,8 +43,7 @@ from .stream import Stream, replayed
 logger = logging.getLogger("fastllm")
 
 PURSE_WAIT = 0.5  # seconds between looks at money that is held for others
-
-A = TypeVar("A", Response, Stream)
+RETRY_WAIT = 1.0  # and at a retry budget that is used up
 
 
 class _Call(msgspec.Struct, eq=False):
@@ -262,23 +260,58 @@ class Engine:
             attempt = call.attempts = call.attempts + 1
             self.stats.sent(attempt)
             try:
-                if call.timeout.attempt is None:
+                if self.retry.hedge is not None:
+                    response = await self._hedged(call, endpoint, permit, estimate, attempt_once, http)
+                elif call.timeout.attempt is None:
                     response = await attempt_once(call, endpoint, http, permit)
                 else:
                     response = await self._in_time(call, endpoint, attempt_once(call, endpoint, http, permit))
             except LLMError as error:
                 call.last = error
-                error.attempts, error.endpoint = attempt, endpoint.name
+                error.attempts, error.endpoint = call.attempts, endpoint.name
                 if not call.spared and backoff.is_stale(error):
                     call.spared = 1
+                    endpoint.retries.skip()
                     self._missed(call, endpoint, error, 0.0)
                     continue
                 patient = request.priority > 0 and self.retry.patient and endpoint.patient(error)
                 counted += not patient
                 await self._back_off(call, endpoint, error, counted, patient=patient)
             else:
-                response.attempts, response.endpoint = attempt, endpoint.name
+                response.attempts, response.endpoint = call.attempts, endpoint.name
                 return response
+
+    async def _hedged(
+        self,
+        call: _Call,
+        endpoint: Endpoint,
+        permit: Permit,
+        need: Estimate,
+        attempt_once: Attempt[A],
+        http: HTTPRequest,
+    ) -> A:
+        """One attempt, and a second one beside it if it is late."""
+
+        def begin(permit: Permit) -> Awaitable[A]:
+            attempt = once(call, endpoint, http, permit)
+            return attempt if call.timeout.attempt is None else self._in_time(call, endpoint, attempt)
+
+        def second() -> Awaitable[A] | None:
+            permit = spare_permit(endpoint, call.request, need)
+            if permit is None:
+                return None
+            call.attempts += 1
+            self.stats.hedged()
+            return begin(permit)
+
+        def won(answer: A) -> None:
+            answer.attempts, answer.endpoint = call.attempts, endpoint.name
+            if isinstance(answer, Response):
+                call.response = answer
+
+        known = latencies(endpoint, whole=once == self._send)
+        race = Race(self.clock, known, second, won, lambda error: self._missed(call, endpoint, error, None))
+        return await race.run(begin(permit), self.retry.hedge or 1.0)
 
     async def _in_time(self, call: _Call, endpoint: Endpoint, attempt: Awaitable[A]) -> A:
         """Bound one attempt, so that the next may follow. Nested, and only where it was asked for: it costs 2 µs."""
@@ -294,7 +327,7 @@ class Engine:
 
     async def _admission(self, call: _Call, endpoint: Endpoint, estimate: Estimate) -> Permit:
         """Wait in the limiter's queue. For batch requests this time is not held against the deadline."""
-        self._check_park(call.request.priority > 0, endpoint)
+        parking.check(endpoint, self.retry, self.clock, batch=call.request.priority > 0)
         self.stats.waiting += 1
         # Where nobody has ever answered, waiting is not excused: it is no outage.
         breaker = endpoint.limiter.breaker
@@ -306,31 +339,6 @@ class Engine:
             if waited is not None:
                 self._hold(call, waited)
 
-    def _check_park(self, batch: bool, endpoint: Endpoint) -> None:
-        """Fail at once where the provider said to come back so late that nobody should wait without a word."""
-        seconds = endpoint.limiter.parked_for
-        patient = batch and self.retry.patient
-        if seconds <= (max(self.retry.retry_after_cap, self.retry.park_cap) if patient else self.retry.retry_after_cap):
-            return
-        text = f"not sent: {self._blocked_until(endpoint, seconds)}"
-        if batch:
-            raise StoppedError(text, code="blocked", sent=False)
-        raise RateLimitError(text, code="blocked", retry_after=seconds, retryable=False, sent=False)
-
-    def _dismiss(self, endpoint: Endpoint, seconds: float, cause: LLMError) -> None:
-        """Those who wait already are told as well."""
-        text = f"not sent: {self._blocked_until(endpoint, seconds)}"
-        late = RateLimitError(text, code="blocked", retry_after=seconds, retryable=False, sent=False)
-        endpoint.limiter.dismiss(0, late)
-        if not self.retry.patient or seconds > max(self.retry.retry_after_cap, self.retry.park_cap):
-            stopped = StoppedError(text, code="blocked", sent=False)
-            stopped.__cause__ = cause
-            endpoint.limiter.dismiss(1, stopped)
-
-    def _blocked_until(self, endpoint: Endpoint, seconds: float) -> str:
-        until = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.clock.time() + seconds))
-        return f"{endpoint.name} is blocked until {until} (Retry-After {seconds:.0f} s)"
-
     async def _pay(self, call: _Call, endpoint: Endpoint, permit: Permit) -> bool:
         """Reserve the most that this attempt can cost. False: money held for others is missing; try again later."""
         try:
@@ -339,6 +347,7 @@ class Engine:
         except BaseException as error:
             permit.refund()
             permit.release()
+            endpoint.retries.skip()
             if not (isinstance(error, BudgetExceededError) and error.passing):
                 raise
         waited = self._excuse(call)
@@ -466,12 +475,16 @@ class Engine:
         batch = call.request.priority > 0
         attempt = call.attempts - call.spared
         pause = backoff.delay(self.retry, error, attempt, counted, self._random, batch=batch)
+        may = pause is None or endpoint.may_retry(error)
+        if not may and not batch:
+            error.message += f"; not tried again, because the retry budget of {endpoint.name} is used up"
+            pause = None
         self._missed(call, endpoint, error, pause)
         if pause is None:
             after = error.retry_after
             if error.retryable and after is not None and after > self.retry.retry_after_cap:
-                error.message += f"; {self._blocked_until(endpoint, after)}"
-                self._dismiss(endpoint, after, error)
+                error.message += f"; {parking.blocked_until(endpoint, self.clock, after)}"
+                parking.dismiss(endpoint, self.retry, self.clock, after, error)
                 if batch:
                     raise StoppedError(error.message, code="blocked", sent=False) from error
             raise error
@@ -479,6 +492,11 @@ class Engine:
         self.stats.backing_off += 1
         try:
             await self.clock.sleep(pause)
+            if not may:
+                # Like the limiter's queue, this is not held against a batch request's deadline.
+                waited = self._excuse(call) if waited is None else waited
+                while not endpoint.may_retry(error):
+                    await self.clock.sleep(RETRY_WAIT * (0.5 + self._random()))
         finally:
             self.stats.backing_off -= 1
             if waited is not None:
