@@ -19,7 +19,6 @@ from ..errors import (
     APIStatusError,
     APITimeoutError,
     BudgetExceededError,
-    DeadlineExceededError,
     LLMError,
     StoppedError,
 )
@@ -32,6 +31,7 @@ from ..policy.tokens import Estimate
 from ..transport.base import HTTPStream, Transport
 from ..types import HTTPRequest, HTTPResponse, Request, Response
 from . import parking
+from .call import Call, too_late
 from .endpoint import Endpoint, Router
 from .events import AttemptFailed, Event, Observer, RequestDone
 from .flight import Flight, Terms
@@ -46,23 +46,7 @@ PURSE_WAIT = 0.5  # seconds between looks at money that is held for others
 RETRY_WAIT = 1.0  # and at a retry budget that is used up
 
 
-class _Call(msgspec.Struct, eq=False):
-    """One logical request on its way: what the steps below tell each other."""
-
-    request: Request
-    timeout: Timeout
-    deadline: Deadline
-    began: float
-    excused: float = 0.0  # seconds that are not held against the deadline
-    endpoint: Endpoint | None = None
-    flight: Flight | None = None
-    attempts: int = 0
-    spared: int = 0  # attempts that cost nothing, because their connection was stale: one at most
-    last: LLMError | None = None
-    response: Response | None = None  # paid for: nothing that happens from then on may lose it
-
-
-Attempt = Callable[[_Call, Endpoint, HTTPRequest, Permit], Awaitable[A]]
+Attempt = Callable[[Call, Endpoint, HTTPRequest, Permit], Awaitable[A]]
 
 
 class Engine:
@@ -130,7 +114,7 @@ class Engine:
             if not call.deadline.expired:
                 raise
             if call.response is None:
-                raise self._failed(call, _too_late(call)) from call.last
+                raise self._failed(call, too_late(call)) from call.last
             response = call.response
         self._done(request, response, None, call.began)
         return response
@@ -156,14 +140,14 @@ class Engine:
         except TimeoutError:
             if not call.deadline.expired:
                 raise
-            raise self._failed(call, _too_late(call)) from call.last
+            raise self._failed(call, too_late(call)) from call.last
         return stream
 
-    def _call(self, request: Request) -> _Call:
+    def _call(self, request: Request) -> Call:
         timeout = self.timeout if request.timeout is UNSET else Timeout.of(request.timeout)
-        return _Call(request, timeout, self.clock.deadline(timeout.total), self.clock.now())
+        return Call(request, timeout, self.clock.deadline(timeout.total), self.clock.now())
 
-    async def _resolve(self, call: _Call) -> Endpoint:
+    async def _resolve(self, call: Call) -> Endpoint:
         """Have the endpoint made. It may start a model, and a batch waits for that as it waits in a queue."""
         waited = self._excuse(call)
         try:
@@ -171,18 +155,18 @@ class Engine:
         finally:
             self._hold(call, waited)
 
-    def _excuse(self, call: _Call) -> float:
+    def _excuse(self, call: Call) -> float:
         """From here to `_hold` the time of a batch request does not count."""
         if call.request.priority:
             call.deadline.pause()
         return self.clock.now()
 
-    def _hold(self, call: _Call, since: float) -> None:
+    def _hold(self, call: Call, since: float) -> None:
         if call.request.priority:
             call.deadline.resume()
             call.excused += self.clock.now() - since
 
-    async def _share(self, call: _Call, endpoint: Endpoint, cache: Cache) -> Response:
+    async def _share(self, call: Call, endpoint: Endpoint, cache: Cache) -> Response:
         """Steps 1, 2 and 4: look up, join an identical request or lead it, and keep the answer."""
         text, key = _address(call.request, endpoint)
         batch = call.request.priority > 0
@@ -218,14 +202,14 @@ class Engine:
             if call.response is not None:
                 flight.land(call.response)
             elif call.deadline.expired:
-                flight.fail(_too_late(call), self._terms(call, endpoint), batch=batch)
+                flight.fail(too_late(call), self._terms(call, endpoint), batch=batch)
             else:
                 flight.leave(batch=batch)
             raise
         flight.land(response)
         return response
 
-    async def _follow(self, call: _Call, endpoint: Endpoint, flight: Flight) -> Response | None:
+    async def _follow(self, call: Call, endpoint: Endpoint, flight: Flight) -> Response | None:
         """Wait for the leader within the caller's own time (a batch: within the leader's). None: the lead is ours."""
         waited = self._excuse(call)
         try:
@@ -233,7 +217,7 @@ class Engine:
         finally:
             self._hold(call, waited)
 
-    def _terms(self, call: _Call, endpoint: Endpoint) -> Terms:
+    def _terms(self, call: Call, endpoint: Endpoint) -> Terms:
         return endpoint, self.retry, call.timeout
 
     def _joined(self, landed: Response) -> Response:
@@ -241,7 +225,7 @@ class Engine:
         self.stats.ok += 1
         return msgspec.structs.replace(landed, cached=True, attempts=0, latency=0.0)
 
-    async def _repeat(self, call: _Call, endpoint: Endpoint, attempt_once: Attempt[A]) -> A:
+    async def _repeat(self, call: Call, endpoint: Endpoint, attempt_once: Attempt[A]) -> A:
         """Step 3: attempt until there is an answer, a final error, or no time left."""
         request = call.request
         http = endpoint.provider.encode(request, endpoint.target)
@@ -282,13 +266,7 @@ class Engine:
                 return response
 
     async def _hedged(
-        self,
-        call: _Call,
-        endpoint: Endpoint,
-        permit: Permit,
-        need: Estimate,
-        attempt_once: Attempt[A],
-        http: HTTPRequest,
+        self, call: Call, endpoint: Endpoint, permit: Permit, need: Estimate, once: Attempt[A], http: HTTPRequest
     ) -> A:
         """One attempt, and a second one beside it if it is late."""
 
@@ -313,7 +291,7 @@ class Engine:
         race = Race(self.clock, known, second, won, lambda error: self._missed(call, endpoint, error, None))
         return await race.run(begin(permit), self.retry.hedge or 1.0)
 
-    async def _in_time(self, call: _Call, endpoint: Endpoint, attempt: Awaitable[A]) -> A:
+    async def _in_time(self, call: Call, endpoint: Endpoint, attempt: Awaitable[A]) -> A:
         """Bound one attempt, so that the next may follow. Nested, and only where it was asked for: it costs 2 µs."""
         limit = self.clock.deadline(call.timeout.attempt)
         try:
@@ -325,7 +303,7 @@ class Engine:
             text = f"no whole answer from {endpoint.name} within {call.timeout.attempt:g} s (timeout.attempt)"
             raise APITimeoutError(text, code="timeout_attempt") from None
 
-    async def _admission(self, call: _Call, endpoint: Endpoint, estimate: Estimate) -> Permit:
+    async def _admission(self, call: Call, endpoint: Endpoint, estimate: Estimate) -> Permit:
         """Wait in the limiter's queue. For batch requests this time is not held against the deadline."""
         parking.check(endpoint, self.retry, self.clock, batch=call.request.priority > 0)
         self.stats.waiting += 1
@@ -339,7 +317,7 @@ class Engine:
             if waited is not None:
                 self._hold(call, waited)
 
-    async def _pay(self, call: _Call, endpoint: Endpoint, permit: Permit) -> bool:
+    async def _pay(self, call: Call, endpoint: Endpoint, permit: Permit) -> bool:
         """Reserve the most that this attempt can cost. False: money held for others is missing; try again later."""
         try:
             endpoint.reserve(call.request, permit)
@@ -357,7 +335,7 @@ class Engine:
             self._hold(call, waited)
         return False
 
-    async def _send(self, call: _Call, endpoint: Endpoint, http: HTTPRequest, permit: Permit) -> Response:
+    async def _send(self, call: Call, endpoint: Endpoint, http: HTTPRequest, permit: Permit) -> Response:
         """One attempt at a whole answer. The permit is given back here, whatever happens."""
         sent = self.clock.now()
         failure: LLMError | None = None
@@ -373,7 +351,7 @@ class Engine:
         finally:
             self._release(endpoint, permit, failure)
 
-    async def _open(self, call: _Call, endpoint: Endpoint, http: HTTPRequest, permit: Permit) -> Stream:
+    async def _open(self, call: Call, endpoint: Endpoint, http: HTTPRequest, permit: Permit) -> Stream:
         """One attempt at a streamed answer, up to its first chunk; then permit and connection are the Stream's."""
         sent = self.clock.now()
         source: HTTPStream | None = None
@@ -399,7 +377,7 @@ class Engine:
             raise
 
     def _hand_over(
-        self, call: _Call, endpoint: Endpoint, permit: Permit, source: HTTPStream, sent: float, hints: Hints
+        self, call: Call, endpoint: Endpoint, permit: Permit, source: HTTPStream, sent: float, hints: Hints
     ) -> Stream:
         """Make the Stream that owns this permit and connection from now on."""
         request, began, total = call.request, call.began, call.timeout.total
@@ -469,7 +447,7 @@ class Engine:
                 endpoint.limiter.heard(permit, said)
         endpoint.limiter.heard(permit, hints)
 
-    async def _back_off(self, call: _Call, endpoint: Endpoint, error: LLMError, counted: int, *, patient: bool) -> None:
+    async def _back_off(self, call: Call, endpoint: Endpoint, error: LLMError, counted: int, *, patient: bool) -> None:
         """Sleep before the next attempt, or raise the error if it is final. A patient batch request's waits for the
         provider are not held against its deadline."""
         batch = call.request.priority > 0
@@ -502,7 +480,7 @@ class Engine:
             if waited is not None:
                 self._hold(call, waited)
 
-    def _missed(self, call: _Call, endpoint: Endpoint, error: LLMError, pause: float | None) -> None:
+    def _missed(self, call: Call, endpoint: Endpoint, error: LLMError, pause: float | None) -> None:
         """Announce that an attempt failed, and when the next one follows."""
         if self.observers:
             self._notify(
@@ -511,7 +489,7 @@ class Engine:
                 )
             )
 
-    def _failed(self, call: _Call, error: LLMError) -> LLMError:
+    def _failed(self, call: Call, error: LLMError) -> LLMError:
         """Count and announce the error that a request ends with."""
         if not error.endpoint and call.endpoint is not None:
             error.endpoint = call.endpoint.name
@@ -567,17 +545,3 @@ def _address(request: Request, endpoint: Endpoint) -> tuple[bytes, bytes]:
     """Give the canonical request and the key under which its answer is kept."""
     text = canonical(request, endpoint.target.model)
     return text, fingerprint(text) + endpoint.scope
-
-
-def _too_late(call: _Call) -> DeadlineExceededError:
-    last = call.last
-    why = f"; the last attempt ended with: {last.message}" if last is not None else ""
-    error = DeadlineExceededError(
-        f"no answer within {call.timeout.total:g} s (timeout.total){why}",
-        code="deadline_exceeded",
-        status_code=last.status_code if last is not None else None,
-        request_id=last.request_id if last is not None else None,
-    )
-    error.attempts = call.attempts
-    error.endpoint = call.endpoint.name if call.endpoint is not None else ""
-    return error
