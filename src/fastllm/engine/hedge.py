@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar
 
 from ..clock import Clock
 from ..errors import ConfigError, LLMError
-from ..policy.hedging import ENOUGH, Hedging, Latencies
+from ..policy.hedging import Hedging, Latencies
 from ..policy.tokens import Estimate
 from ..types import Request, Response
 from .endpoint import Endpoint
@@ -89,14 +89,15 @@ class Race(Generic[A]):
     async def run(self, first: Awaitable[A], share: float) -> A:
         """Give the answer that is there first. `share` is the quantile of latencies after which the second begins."""
         began = self._clock.now()
-        if self._known.count < ENOUGH:
+        late = self._known.late_after(share)
+        if late is None:
             answer = await first
             self._known.add(self._clock.now() - began)
             return answer
         caller = self._caller = asyncio.current_task()
         assert caller is not None
         cancelling = caller.cancelling()
-        timer = self._clock.call_later(self._known.quantile(share), self._start)
+        timer = self._clock.call_later(late, self._start)
         failure: BaseException | None = None
         try:
             answer = await first

@@ -2,7 +2,7 @@
 
 Rules:
 1. Nothing before ENOUGH answers are known. Then an attempt is late once it has taken longer than the quantile that the
-   user chose; that is 1 to 5 % more than the true one, never less.
+   user chose (up to 5 % longer, which is how wide the buckets are).
 2. Of the attempts of the last SECONDS at most SHARE are hedges, with no reserve: where everything is late, as in a
    slow-down, a hedge would help nobody. Below 1 / SHARE attempts in that time there is none.
 3. A first attempt that lost counts with the time that it had taken. It was late already, and how late is of no matter
@@ -58,6 +58,10 @@ class Latencies:
             self._total = sum(self._buckets)
             self._weight = _STEP
 
+    def late_after(self, share: float) -> float | None:
+        """Give the seconds after which an attempt is late; None while too few answers are known."""
+        return self.quantile(share) if self.count >= ENOUGH else None
+
     def quantile(self, share: float) -> float:
         """Give the seconds within which this share of answers came, as of at most 16 answers ago; 0 before any."""
         if self._fresh <= 0 or self._found[0] != share:
@@ -86,10 +90,6 @@ class Hedging:
         self.whole = Latencies()
         self.first_chunks = Latencies()
         self.budget = RetryBudget(now, share=SHARE, reserve=0.0, seconds=SECONDS, attempts=attempts)
-
-    def delay(self, known: Latencies, share: float) -> float | None:
-        """Give the seconds after which an attempt is late; None while that is not known."""
-        return known.quantile(share) if known.count >= ENOUGH else None
 
     def __repr__(self) -> str:
         return f"<Hedging {self.whole!r}, {self.first_chunks!r}, {self.budget!r}>"
