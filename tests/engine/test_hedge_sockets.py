@@ -1,0 +1,73 @@
+"""Hedging over real sockets: the loser's connection is closed at once, and nothing is counted twice."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from fastllm import AsyncFastLLM, Retry
+from fastllm.testing import MockConfig, MockServer
+
+LATENCY = 0.02
+WARM = 200  # three hedges
+
+
+async def ask(client: AsyncFastLLM, text: str, **more: Any) -> Any:
+    return await client.chat.completions.create(model="m", messages=[{"role": "user", "content": text}], **more)
+
+
+async def warm(client: AsyncFastLLM, **more: Any) -> None:
+    for stream in await asyncio.gather(*(ask(client, f"warm {i}", **more) for i in range(WARM))):
+        if more:
+            await stream.final()
+
+
+async def gone(server: MockServer, cancelled: int) -> float:
+    """Wait until the server has seen so many clients leave; give the seconds that took."""
+    began = time.monotonic()
+    while server.stats.cancelled < cancelled or server.stats.in_flight:
+        assert time.monotonic() - began < 5.0
+        await asyncio.sleep(0.002)
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("fault", ["hang", "slow_body:0.5"])
+async def test_the_losers_connection_is_closed_within_100_ms(fault: str, stream: bool) -> None:
+    more = {"stream": True} if stream else {}
+    async with (
+        MockServer(MockConfig(latency=LATENCY)) as server,
+        AsyncFastLLM(base_url=server.base_url, api_key="k", retry=Retry(hedge=0.99)) as client,
+    ):
+        await warm(client, **more)
+        if stream and fault != "hang":
+            fault = "hang"  # of a stream the first bytes come at once
+        server.script([fault])
+        answer = await ask(client, "late", **more)
+        assert await gone(server, 1) < 0.1
+        if stream:
+            answer = await answer.final()
+        stats = client.stats
+        assert answer.attempts == 2 and (stats.hedges, stats.ok, stats.in_flight) == (1, WARM + 1, 0)
+        assert stats.attempts == server.stats.requests == WARM + 2
+        assert server.stats.answered == WARM + 1
+
+
+async def test_a_caller_who_goes_away_closes_both() -> None:
+    async with (
+        MockServer(MockConfig(latency=LATENCY)) as server,
+        AsyncFastLLM(base_url=server.base_url, api_key="k", retry=Retry(hedge=0.99)) as client,
+    ):
+        await warm(client)
+        server.script(["hang", "hang"])
+        task = asyncio.create_task(ask(client, "late"))
+        while server.stats.requests < WARM + 2:
+            await asyncio.sleep(0.005)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert await gone(server, 2) < 0.1
+        assert client.stats.in_flight == 0 and client.stats.hedges == 1
+        assert (await ask(client, "next")).attempts == 1
