@@ -490,7 +490,7 @@ def test_whatever_happens_nothing_is_left_behind(seed: int) -> None:
 
     async def scenario() -> None:
         draw = random.Random(seed)
-        engine, provider = await warm(retry=Retry(hedge=0.9, attempts=3), cache=InMemoryCache() if seed % 2 else None)
+        engine, _ = await warm(retry=Retry(hedge=0.9, attempts=3), cache=InMemoryCache() if seed % 2 else None)
         budget = with_purse(engine, 1e9)
 
         async def fickle(http: HTTPRequest) -> HTTPResponse:

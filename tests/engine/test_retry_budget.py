@@ -1,4 +1,4 @@
-"""The retry budget at work, in virtual time: failures are not multiplied, a batch waits, and limits are not its business."""
+"""The retry budget, in virtual time: failures are not multiplied, a batch waits, and limits are not its business."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def now() -> float:
 
 
 class Coin:
-    """Answers after 50 ms; of each four attempts two fail, so that the breaker, which is another matter, stays closed."""
+    """Answers after 50 ms; of each four attempts two fail, so that the breaker stays closed: it is another matter."""
 
     def __init__(self, code: str = "500", seed: int = 1) -> None:
         self.code = code
