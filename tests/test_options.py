@@ -67,7 +67,8 @@ def test_good_values_stay_as_they_were_given(
     ("cls", "field", "value"),
     [
         (Retry, "patient", 1), (Retry, "patient", None), (Retry, "hedge", 0), (Retry, "hedge", 1.0),
-        (Retry, "hedge", True), (Retry, "hedge", "0.9"), (Retry, "hedge", float("nan")), (CachePolicy, "mode", "redis"), (CachePolicy, "mode", None),
+        (Retry, "hedge", True), (Retry, "hedge", "0.9"), (Retry, "hedge", float("nan")),
+        (CachePolicy, "mode", "redis"), (CachePolicy, "mode", None),
         (CachePolicy, "mode", ["off"]), (CachePolicy, "directory", 5), (CachePolicy, "namespace", None),
     ],
 )  # fmt: skip
