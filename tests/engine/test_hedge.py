@@ -238,6 +238,40 @@ def test_whoever_cancels_the_caller_cancels_both(when: float, script: Script) ->
     play(scenario)
 
 
+@pytest.mark.parametrize("apart", [-0.03, -1e-9, 0.0, 1e-9, 0.03])
+@pytest.mark.parametrize("how", ["timeout", "total"])
+def test_a_time_that_is_up_when_the_second_wins_is_told_apart(apart: float, how: str) -> None:
+    """The second wins by cancelling the caller's task: of that nothing may remain, nor may it hide another's."""
+
+    async def scenario() -> None:
+        for _ in range(2):  # the first time finds out when a hedge goes out
+            engine, provider = await warm()
+            provider.script = [9.0, 0.2]
+            began = now()
+            if not late:
+                await engine.execute(request("x"))
+                late.append(provider.sent[1] - provider.sent[0])
+                continue
+            outcome: Any = None
+            try:
+                async with asyncio.timeout(late[0] + 0.2 + apart if how == "timeout" else 60.0):
+                    outcome = await engine.execute(
+                        request("x", timeout=late[0] + 0.2 + apart if how == "total" else 60)
+                    )
+            except (TimeoutError, e.DeadlineExceededError) as error:
+                outcome = error
+            task = asyncio.current_task()
+            assert task is not None and task.cancelling() == 0 and left(engine) == []
+            assert now() - began == pytest.approx(late[0] + 0.2, abs=0.05)
+            if apart > 0:
+                assert outcome.text == "after 0.2"
+            elif apart < -0.02 or how == "timeout":
+                assert isinstance(outcome, TimeoutError | e.DeadlineExceededError) or apart == 0.0
+
+    late: list[float] = []
+    play(scenario)
+
+
 @pytest.mark.parametrize("total", [0.05, 0.1, 0.104, 0.12, 0.3])
 def test_the_deadline_ends_both(total: float) -> None:
     async def scenario() -> None:
@@ -397,6 +431,35 @@ def test_a_stream_is_hedged_up_to_its_first_chunk(slow: Source | float, turn: in
         response = await stream.final()
         assert response.text == "ab" and response.attempts == 2
         assert engine.stats.ok == WARM + 1 and engine.stats.hedges == 1 and left(engine) == []
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("apart", [-0.02, 0.0, 0.02])
+def test_two_streams_that_come_whole_while_the_store_is_slow_are_one_answer(apart: float) -> None:
+    class SlowStore(InMemoryCache):
+        async def put(self, *args: Any) -> None:
+            await asyncio.sleep(0.05)
+            await super().put(*args)
+
+    async def scenario() -> None:
+        seen: list[Any] = []
+        engine = make_engine(
+            lambda http: answer(), limits=PLENTY, retry=HEDGE, cache=SlowStore(), observers=[seen.append]
+        )
+        whole = piece("a") + END
+        queue = [Source(0.1, whole) for _ in range(WARM)] + [Source(0.5, whole), Source(0.345 + apart, whole)]
+
+        async def open(*args: Any) -> HTTPStream:
+            return queue.pop(0)
+
+        engine.transport.open = open  # type: ignore[method-assign]
+        asks = [request(f"warm {i}", body={"stream": True}) for i in range(WARM)]
+        await asyncio.gather(*map(engine.stream, asks))
+        stream = await engine.stream(request("x", body={"stream": True}))
+        assert (await stream.final()).text == "a" and stream.attempts == 2
+        assert engine.stats.ok == WARM + 1 and left(engine) == []
+        assert sum(isinstance(event, RequestDone) for event in seen) == WARM + 1
 
     play(scenario)
 

@@ -24,6 +24,7 @@ class Call(msgspec.Struct, eq=False):
     flight: Flight | None = None
     attempts: int = 0
     spared: int = 0  # attempts that cost nothing, because their connection was stale: one at most
+    whole: list[bool] | None = None  # with hedging: not empty once one of its streams has ended whole
     last: LLMError | None = None
     response: Response | None = None  # paid for: nothing that happens from then on may lose it
 

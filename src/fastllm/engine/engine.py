@@ -287,6 +287,7 @@ class Engine:
             if isinstance(answer, Response):
                 call.response = answer
 
+        call.whole = []
         known = latencies(endpoint, whole=once == self._send)
         race = Race(self.clock, known, second, won, lambda error: self._missed(call, endpoint, error, None))
         return await race.run(begin(permit), self.retry.hedge or 1.0)
@@ -380,7 +381,7 @@ class Engine:
         self, call: Call, endpoint: Endpoint, permit: Permit, source: HTTPStream, sent: float, hints: Hints
     ) -> Stream:
         """Make the Stream that owns this permit and connection from now on."""
-        request, began, total = call.request, call.began, call.timeout.total
+        request, began, total, whole = call.request, call.began, call.timeout.total, call.whole
         due = None if total is None else began + call.excused + total
 
         def deadline() -> Deadline:
@@ -388,8 +389,13 @@ class Engine:
 
         def ended(response: Response | None, error: LLMError | None, shown: bool) -> None:
             try:
-                if response is not None:
+                if response is not None and whole:  # the other of two attempts was first
+                    endpoint.answered(permit, response, request)
+                    response = None
+                elif response is not None:
                     response.latency = self.clock.now() - sent
+                    if whole is not None:
+                        whole.append(True)
                     self._settle(endpoint, request, permit, response)
                 elif error is not None:
                     # What the head said belongs to an error that came first; later it is old.
