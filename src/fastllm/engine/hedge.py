@@ -65,7 +65,9 @@ class Race(Generic[A]):
     """One request's two attempts. `second` begins the other one, or gives None where it may not be; `won` is told of
     the answer that counts, `lost` of the error of one attempt while the other still runs."""
 
-    __slots__ = ("_answer", "_caller", "_clock", "_decided", "_error", "_known", "_lost", "_second", "_task", "_won")
+    __slots__ = (
+        "_answer", "_caller", "_clock", "_decided", "_error", "_known", "_lost", "_second", "_sent", "_task", "_won"
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -82,6 +84,7 @@ class Race(Generic[A]):
         self._lost = lost
         self._caller: asyncio.Task[Any] | None = None  # while the first attempt runs
         self._task: asyncio.Task[None] | None = None
+        self._sent = False  # the second is more than a task that may look whether it can be
         self._answer: A | None = None  # the second's; whoever takes it leaves None
         self._error: BaseException | None = None  # the second's
         self._decided = False  # by the second, which interrupted the first
@@ -115,18 +118,21 @@ class Race(Generic[A]):
             else:
                 answer = await self._other(failure)
         finally:
+            failure = None  # it holds this frame, and this frame must not hold it
             await self._drop()
         return answer
 
     async def _other(self, failure: BaseException) -> A:
         """The first failed. If that may pass and a second is under way, it is the second that counts."""
         task = self._task
-        if task is None or task.done() or not isinstance(failure, LLMError) or not failure.retryable:
+        may_pass = isinstance(failure, LLMError) and failure.retryable
+        if task is None or task.done() or not self._sent or not may_pass:
             raise failure
+        assert isinstance(failure, LLMError)
         self._lost(failure)
         await asyncio.wait((task,))
         if self._answer is None and self._error is None:
-            raise failure  # there was nothing left for a second
+            raise failure  # somebody cancelled the second
         return self._taken()
 
     def _taken(self) -> A:
@@ -148,6 +154,7 @@ class Race(Generic[A]):
             attempt = self._second()
             if attempt is None:
                 return
+            self._sent = True
             answer = await attempt
         except asyncio.CancelledError:
             raise
@@ -175,6 +182,7 @@ class Race(Generic[A]):
         task, self._task = self._task, None
         if task is None:
             return
+        self._error = None
         task.cancel()
         cancelled: asyncio.CancelledError | None = None
         while not task.done():
