@@ -258,8 +258,6 @@ def test_mock_prints_its_address_when_it_listens_and_ends_with_ctrl_c() -> None:
 def test_version_and_help() -> None:
     assert run("--version", cwd=ROOT).stdout == "fastllm 0.1.0\n"
     shown = run("run", "--help", cwd=ROOT).stdout
-    flags = (
-        "output model base-url api-key-env concurrency rpm tpm max-retries timeout cache cache-dir ttl prompt system"
-    )
-    for flag in [*flags.split(), "progress", "summary-json", "overwrite"]:
+    flags = "output model base-url api-key-env concurrency rpm tpm max-retries hedge timeout cache cache-dir ttl prompt"
+    for flag in [*flags.split(), "system", "progress", "summary-json", "overwrite"]:
         assert f"--{flag} " in shown

@@ -66,7 +66,9 @@ def test_good_values_stay_as_they_were_given(
 @pytest.mark.parametrize(
     ("cls", "field", "value"),
     [
-        (Retry, "patient", 1), (Retry, "patient", None), (CachePolicy, "mode", "redis"), (CachePolicy, "mode", None),
+        (Retry, "patient", 1), (Retry, "patient", None), (Retry, "hedge", 0), (Retry, "hedge", 1.0),
+        (Retry, "hedge", True), (Retry, "hedge", "0.9"), (Retry, "hedge", float("nan")),
+        (CachePolicy, "mode", "redis"), (CachePolicy, "mode", None),
         (CachePolicy, "mode", ["off"]), (CachePolicy, "directory", 5), (CachePolicy, "namespace", None),
     ],
 )  # fmt: skip

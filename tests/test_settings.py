@@ -86,6 +86,16 @@ def test_settings_become_options(tmp_path: Path) -> None:
         load(tmp_path, rpm="-5").limits()
 
 
+def test_hedging_is_asked_for_everywhere_by_the_same_name(tmp_path: Path) -> None:
+    assert load(tmp_path, hedge="0.98").retry() == Retry(hedge=0.98)
+    assert load(tmp_path, hedge="0.9", max_retries="2").retry() == Retry(attempts=3, patient=False, hedge=0.9)
+    assert load_settings({}, environ={"FASTLLM_HEDGE": "0.95"}, directory=tmp_path).retry().hedge == 0.95
+    (tmp_path / "fastllm.toml").write_text("hedge = 0.97\n")
+    assert load_settings({}, environ={}, directory=tmp_path).retry().hedge == 0.97
+    with pytest.raises(ConfigError, match=r"--hedge must be a quantile between 0 and 1, .* not 95"):
+        load(tmp_path, hedge="95").retry()
+
+
 def test_the_defaults_are_the_options_own() -> None:
     assert SETTINGS["concurrency"].default == Limits().concurrency
     assert SETTINGS["timeout"].default == Timeout().total

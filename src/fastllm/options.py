@@ -95,6 +95,10 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
     too, unless `patient`: then a batch request waits them out, and they are not held against its deadline.
     `Retry-After` is a minimum up to `retry_after_cap`; beyond it the request fails, saying until when the endpoint is
     blocked. A patient batch waits for up to `park_cap`; beyond that its job stops, to be resumed.
+
+    `hedge` is a quantile of the endpoint's own latency, such as 0.98 (None: off). An attempt that takes longer gets a
+    second one beside it, the first whole answer wins (of a stream: the first chunk), and the other is cancelled. That
+    is at most 2 % more attempts, and each may cost what an attempt costs.
     """
 
     attempts: int = 8
@@ -104,6 +108,7 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
     retry_after_cap: float = 120.0
     park_cap: float = 3600.0
     patient: bool = True
+    hedge: float | None = None
 
     def __post_init__(self) -> None:
         _number("retry.attempts", self.attempts, at_least=1, whole=True, required=True, unit="attempts")
@@ -111,6 +116,9 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
             _number("retry." + field, getattr(self, field), at_least=0, required=True, unit="seconds")
         if not isinstance(self.patient, bool):
             raise ConfigError(f"retry.patient must be True or False, not {self.patient!r}")
+        hedge = self.hedge
+        if hedge is not None and (isinstance(hedge, bool) or not isinstance(hedge, int | float) or not 0 < hedge < 1):
+            raise ConfigError(f"retry.hedge must be a quantile between 0 and 1, such as 0.98, or None; not {hedge!r}")
 
 
 class CachePolicy(msgspec.Struct, frozen=True, kw_only=True):

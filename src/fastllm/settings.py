@@ -63,6 +63,7 @@ SETTINGS: dict[str, Setting] = {
         Setting("rpm", float, "Requests in any 60 seconds at most."),
         Setting("tpm", float, "Tokens in any 60 seconds at most."),
         Setting("max_retries", int, "Further attempts after the first. [default: 7, and patience with 429s]"),
+        Setting("hedge", float, "Quantile of the latency after which a second attempt goes out. [default: never]"),
         Setting("timeout", float, "Seconds for one request in total.", 600.0),
         Setting("budget", float, "Most to spend, in US dollars, over all requests of a run. [default: no limit]"),
         Setting("prices", str, "File with prices of your own, JSON or TOML. [default: the table of `fastllm prices`]"),
@@ -109,12 +110,11 @@ class Settings:
             return Timeout.of(self["timeout"]) if self.is_given("timeout") else Timeout()
 
     def retry(self) -> Retry:
-        retries = self["max_retries"]
-        if retries is None:
-            return Retry()
-        if retries < 0:
+        retries, hedge = self["max_retries"], self["hedge"]
+        if retries is not None and retries < 0:
             raise ConfigError(f"{self._place('max_retries')} must be a whole number of at least 0, not {retries}")
-        return Retry(attempts=retries + 1, patient=False)
+        with self._by_origin():
+            return Retry(hedge=hedge) if retries is None else Retry(attempts=retries + 1, patient=False, hedge=hedge)
 
     def cache(self) -> CachePolicy:
         with self._by_origin():
@@ -127,7 +127,7 @@ class Settings:
             yield
         except ConfigError as error:
             field, space, rest = str(error).partition(" ")
-            name = _SETTING_OF.get(field, field.removeprefix("limits.").removeprefix("cache."))
+            name = _SETTING_OF.get(field, field.partition(".")[2] or field)
             if not space or name not in SETTINGS or not self.is_given(name):
                 raise
             raise ConfigError(f"{self._place(name)} {rest.removesuffix('.0')}") from None

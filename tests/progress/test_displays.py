@@ -268,7 +268,7 @@ def test_the_notebook_bar_shows_the_same_numbers() -> None:
 
 FULL = Snapshot(
     elapsed=100.0, done=900, ok=890, failed=10, cached=89, joined=1, attempts=850, retries=50, rate_limited=20,
-    most_in_flight=64, prompt_tokens=120_000, completion_tokens=30_000, p50=0.81, p95=2.345, p99=14.0,
+    hedges=3, most_in_flight=64, prompt_tokens=120_000, completion_tokens=30_000, p50=0.81, p95=2.345, p99=14.0,
     errors={"BadRequestError": 3, "RateLimitError": 7},
 )  # fmt: skip
 
@@ -291,7 +291,7 @@ def test_the_summary_is_a_few_lines_for_people() -> None:
         "  failed     10 (7 RateLimitError, 3 BadRequestError)\n"
         "  resumed    100 from an earlier run\n"
         "  left       100 not done; run again to go on\n"
-        "  sent       850 (50 retries, 20 rate-limited), at most 64 at once\n"
+        "  sent       850 (50 retries, 3 hedges, 20 rate-limited), at most 64 at once\n"
         "  tokens     120k in (1.2k/s), 30.0k out (300/s)\n"
         "  latency    p50 810ms, p95 2.35s, p99 14s\n"
         "  output     out.jsonl\n"

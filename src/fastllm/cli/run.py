@@ -41,6 +41,7 @@ SETTINGS = (
     "rpm",
     "tpm",
     "max_retries",
+    "hedge",
     "timeout",
     "cache",
     "cache_dir",

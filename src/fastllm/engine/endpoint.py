@@ -19,7 +19,9 @@ from ..errors import (
 from ..policy.backoff import UNREACHABLE_CODES, only_patience
 from ..policy.breaker import PROBE
 from ..policy.fingerprint import scope
+from ..policy.hedging import Hedging
 from ..policy.purse import Purse, answers_asked
+from ..policy.retries import RetryBudget
 from ..policy.tokens import Estimator
 from ..providers.base import Provider
 from ..types import Request, Response, Target
@@ -38,11 +40,13 @@ class Endpoint:
         "_refusals",
         "_warned",
         "estimator",
+        "hedging",
         "limit_names",
         "limiter",
         "name",
         "provider",
         "purse",
+        "retries",
         "scope",
         "target",
     )
@@ -65,6 +69,8 @@ class Endpoint:
         self.limit_names = limit_names
         self.estimator = Estimator()
         self.purse = purse
+        self.retries = RetryBudget(limiter.now)
+        self.hedging: Hedging | None = None  # once somebody asks for it
         self._refusals = 0
         self._warned = False
         self.scope = scope(provider.name, target.base_url, target.headers, namespace)
@@ -131,6 +137,14 @@ class Endpoint:
     def patient(self, error: LLMError) -> bool:
         """Tell whether a batch should wait until this has passed: not where nobody has ever answered."""
         return only_patience(error) and (error.code not in UNREACHABLE_CODES or self.limiter.breaker.proven)
+
+    def may_retry(self, error: LLMError) -> bool:
+        """Take one attempt more from the retry budget; False if nothing is left. Where the limiter sets the pace, after
+        a 429 and where nobody answers, it costs nothing."""
+        if isinstance(error, RateLimitError) or self.limiter.breaker.opened:
+            self.retries.skip()
+            return True
+        return self.retries.withdraw(self.limiter.now, self.limiter.attempts)
 
     # Money
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
-import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
 
 import msgspec
 from msgspec import UNSET
@@ -21,9 +19,7 @@ from ..errors import (
     APIStatusError,
     APITimeoutError,
     BudgetExceededError,
-    DeadlineExceededError,
     LLMError,
-    RateLimitError,
     StoppedError,
 )
 from ..options import Retry, Timeout
@@ -34,9 +30,12 @@ from ..policy.headers import NOTHING, Hints, body_hints, read_hints
 from ..policy.tokens import Estimate
 from ..transport.base import HTTPStream, Transport
 from ..types import HTTPRequest, HTTPResponse, Request, Response
+from . import parking
+from .call import Call, too_late
 from .endpoint import Endpoint, Router
 from .events import AttemptFailed, Event, Observer, RequestDone
 from .flight import Flight, Terms
+from .hedge import A, Race, latencies, spare_permit
 from .limiter import Permit
 from .stats import Snapshot, Stats
 from .stream import Stream, replayed
@@ -44,27 +43,10 @@ from .stream import Stream, replayed
 logger = logging.getLogger("fastllm")
 
 PURSE_WAIT = 0.5  # seconds between looks at money that is held for others
-
-A = TypeVar("A", Response, Stream)
-
-
-class _Call(msgspec.Struct, eq=False):
-    """One logical request on its way: what the steps below tell each other."""
-
-    request: Request
-    timeout: Timeout
-    deadline: Deadline
-    began: float
-    excused: float = 0.0  # seconds that are not held against the deadline
-    endpoint: Endpoint | None = None
-    flight: Flight | None = None
-    attempts: int = 0
-    spared: int = 0  # attempts that cost nothing, because their connection was stale: one at most
-    last: LLMError | None = None
-    response: Response | None = None  # paid for: nothing that happens from then on may lose it
+RETRY_WAIT = 1.0  # and at a retry budget that is used up
 
 
-Attempt = Callable[[_Call, Endpoint, HTTPRequest, Permit], Awaitable[A]]
+Attempt = Callable[[Call, Endpoint, HTTPRequest, Permit], Awaitable[A]]
 
 
 class Engine:
@@ -132,7 +114,7 @@ class Engine:
             if not call.deadline.expired:
                 raise
             if call.response is None:
-                raise self._failed(call, _too_late(call)) from call.last
+                raise self._failed(call, too_late(call)) from call.last
             response = call.response
         if self.observers:
             self._done(request, response, None, call.began)
@@ -159,14 +141,14 @@ class Engine:
         except TimeoutError:
             if not call.deadline.expired:
                 raise
-            raise self._failed(call, _too_late(call)) from call.last
+            raise self._failed(call, too_late(call)) from call.last
         return stream
 
-    def _call(self, request: Request) -> _Call:
+    def _call(self, request: Request) -> Call:
         timeout = self.timeout if request.timeout is UNSET else Timeout.of(request.timeout)
-        return _Call(request, timeout, self.clock.deadline(timeout.total), self.clock.now())
+        return Call(request, timeout, self.clock.deadline(timeout.total), self.clock.now())
 
-    async def _resolve(self, call: _Call) -> Endpoint:
+    async def _resolve(self, call: Call) -> Endpoint:
         """Have the endpoint made. It may start a model, and a batch waits for that as it waits in a queue."""
         waited = self._excuse(call)
         try:
@@ -174,18 +156,18 @@ class Engine:
         finally:
             self._hold(call, waited)
 
-    def _excuse(self, call: _Call) -> float:
+    def _excuse(self, call: Call) -> float:
         """From here to `_hold` the time of a batch request does not count."""
         if call.request.priority:
             call.deadline.pause()
         return self.clock.now()
 
-    def _hold(self, call: _Call, since: float) -> None:
+    def _hold(self, call: Call, since: float) -> None:
         if call.request.priority:
             call.deadline.resume()
             call.excused += self.clock.now() - since
 
-    async def _share(self, call: _Call, endpoint: Endpoint, cache: Cache) -> Response:
+    async def _share(self, call: Call, endpoint: Endpoint, cache: Cache) -> Response:
         """Steps 1, 2 and 4: look up, join an identical request or lead it, and keep the answer."""
         text, key = _address(call.request, endpoint)
         batch = call.request.priority > 0
@@ -221,14 +203,14 @@ class Engine:
             if call.response is not None:
                 flight.land(call.response)
             elif call.deadline.expired:
-                flight.fail(_too_late(call), self._terms(call, endpoint), batch=batch)
+                flight.fail(too_late(call), self._terms(call, endpoint), batch=batch)
             else:
                 flight.leave(batch=batch)
             raise
         flight.land(response)
         return response
 
-    async def _follow(self, call: _Call, endpoint: Endpoint, flight: Flight) -> Response | None:
+    async def _follow(self, call: Call, endpoint: Endpoint, flight: Flight) -> Response | None:
         """Wait for the leader within the caller's own time (a batch: within the leader's). None: the lead is ours."""
         waited = self._excuse(call)
         try:
@@ -236,7 +218,7 @@ class Engine:
         finally:
             self._hold(call, waited)
 
-    def _terms(self, call: _Call, endpoint: Endpoint) -> Terms:
+    def _terms(self, call: Call, endpoint: Endpoint) -> Terms:
         return endpoint, self.retry, call.timeout
 
     def _joined(self, landed: Response) -> Response:
@@ -244,7 +226,7 @@ class Engine:
         self.stats.ok += 1
         return msgspec.structs.replace(landed, cached=True, attempts=0, latency=0.0)
 
-    async def _repeat(self, call: _Call, endpoint: Endpoint, attempt_once: Attempt[A]) -> A:
+    async def _repeat(self, call: Call, endpoint: Endpoint, attempt_once: Attempt[A]) -> A:
         """Step 3: attempt until there is an answer, a final error, or no time left."""
         request = call.request
         http = endpoint.provider.encode(request, endpoint.target)
@@ -263,25 +245,55 @@ class Engine:
             attempt = call.attempts = call.attempts + 1
             self.stats.sent(attempt)
             try:
-                if call.timeout.attempt is None:
+                if self.retry.hedge is not None:
+                    response = await self._hedged(call, endpoint, permit, estimate, attempt_once, http)
+                elif call.timeout.attempt is None:
                     response = await attempt_once(call, endpoint, http, permit)
                 else:
                     response = await self._in_time(call, endpoint, attempt_once(call, endpoint, http, permit))
             except LLMError as error:
                 call.last = error
-                error.attempts, error.endpoint = attempt, endpoint.name
+                error.attempts, error.endpoint = call.attempts, endpoint.name
                 if not call.spared and backoff.is_stale(error):
                     call.spared = 1
+                    endpoint.retries.skip()
                     self._missed(call, endpoint, error, 0.0)
                     continue
                 patient = request.priority > 0 and self.retry.patient and endpoint.patient(error)
                 counted += not patient
                 await self._back_off(call, endpoint, error, counted, patient=patient)
             else:
-                response.attempts, response.endpoint = attempt, endpoint.name
+                response.attempts, response.endpoint = call.attempts, endpoint.name
                 return response
 
-    async def _in_time(self, call: _Call, endpoint: Endpoint, attempt: Awaitable[A]) -> A:
+    async def _hedged(
+        self, call: Call, endpoint: Endpoint, permit: Permit, need: Estimate, once: Attempt[A], http: HTTPRequest
+    ) -> A:
+        """One attempt, and a second one beside it if it is late."""
+
+        def begin(permit: Permit) -> Awaitable[A]:
+            attempt = once(call, endpoint, http, permit)
+            return attempt if call.timeout.attempt is None else self._in_time(call, endpoint, attempt)
+
+        def second() -> Awaitable[A] | None:
+            permit = spare_permit(endpoint, call.request, need)
+            if permit is None:
+                return None
+            call.attempts += 1
+            self.stats.hedged()
+            return begin(permit)
+
+        def won(answer: A) -> None:
+            answer.attempts, answer.endpoint = call.attempts, endpoint.name
+            if isinstance(answer, Response):
+                call.response = answer
+
+        call.whole = []
+        known = latencies(endpoint, whole=once == self._send)
+        race = Race(self.clock, known, second, won, lambda error: self._missed(call, endpoint, error, None))
+        return await race.run(begin(permit), self.retry.hedge or 1.0)
+
+    async def _in_time(self, call: Call, endpoint: Endpoint, attempt: Awaitable[A]) -> A:
         """Bound one attempt, so that the next may follow. Nested, and only where it was asked for: it costs 2 µs."""
         limit = self.clock.deadline(call.timeout.attempt)
         try:
@@ -293,9 +305,9 @@ class Engine:
             text = f"no whole answer from {endpoint.name} within {call.timeout.attempt:g} s (timeout.attempt)"
             raise APITimeoutError(text, code="timeout_attempt") from None
 
-    async def _admission(self, call: _Call, endpoint: Endpoint, estimate: Estimate) -> Permit:
+    async def _admission(self, call: Call, endpoint: Endpoint, estimate: Estimate) -> Permit:
         """Wait in the limiter's queue. For batch requests this time is not held against the deadline."""
-        self._check_park(call.request.priority > 0, endpoint)
+        parking.check(endpoint, self.retry, self.clock, batch=call.request.priority > 0)
         self.stats.waiting += 1
         # Where nobody has ever answered, waiting is not excused: it is no outage.
         breaker = endpoint.limiter.breaker
@@ -307,32 +319,7 @@ class Engine:
             if waited is not None:
                 self._hold(call, waited)
 
-    def _check_park(self, batch: bool, endpoint: Endpoint) -> None:
-        """Fail at once where the provider said to come back so late that nobody should wait without a word."""
-        seconds = endpoint.limiter.parked_for
-        patient = batch and self.retry.patient
-        if seconds <= (max(self.retry.retry_after_cap, self.retry.park_cap) if patient else self.retry.retry_after_cap):
-            return
-        text = f"not sent: {self._blocked_until(endpoint, seconds)}"
-        if batch:
-            raise StoppedError(text, code="blocked", sent=False)
-        raise RateLimitError(text, code="blocked", retry_after=seconds, retryable=False, sent=False)
-
-    def _dismiss(self, endpoint: Endpoint, seconds: float, cause: LLMError) -> None:
-        """Those who wait already are told as well."""
-        text = f"not sent: {self._blocked_until(endpoint, seconds)}"
-        late = RateLimitError(text, code="blocked", retry_after=seconds, retryable=False, sent=False)
-        endpoint.limiter.dismiss(0, late)
-        if not self.retry.patient or seconds > max(self.retry.retry_after_cap, self.retry.park_cap):
-            stopped = StoppedError(text, code="blocked", sent=False)
-            stopped.__cause__ = cause
-            endpoint.limiter.dismiss(1, stopped)
-
-    def _blocked_until(self, endpoint: Endpoint, seconds: float) -> str:
-        until = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.clock.time() + seconds))
-        return f"{endpoint.name} is blocked until {until} (Retry-After {seconds:.0f} s)"
-
-    async def _pay(self, call: _Call, endpoint: Endpoint, permit: Permit) -> bool:
+    async def _pay(self, call: Call, endpoint: Endpoint, permit: Permit) -> bool:
         """Reserve the most that this attempt can cost. False: money held for others is missing; try again later."""
         try:
             endpoint.reserve(call.request, permit)
@@ -340,6 +327,7 @@ class Engine:
         except BaseException as error:
             permit.refund()
             permit.release()
+            endpoint.retries.skip()
             if not (isinstance(error, BudgetExceededError) and error.passing):
                 raise
         waited = self._excuse(call)
@@ -349,7 +337,7 @@ class Engine:
             self._hold(call, waited)
         return False
 
-    async def _send(self, call: _Call, endpoint: Endpoint, http: HTTPRequest, permit: Permit) -> Response:
+    async def _send(self, call: Call, endpoint: Endpoint, http: HTTPRequest, permit: Permit) -> Response:
         """One attempt at a whole answer. The permit is given back here, whatever happens."""
         sent = self.clock.now()
         failure: LLMError | None = None
@@ -365,7 +353,7 @@ class Engine:
         finally:
             self._release(endpoint, permit, failure)
 
-    async def _open(self, call: _Call, endpoint: Endpoint, http: HTTPRequest, permit: Permit) -> Stream:
+    async def _open(self, call: Call, endpoint: Endpoint, http: HTTPRequest, permit: Permit) -> Stream:
         """One attempt at a streamed answer, up to its first chunk; then permit and connection are the Stream's."""
         sent = self.clock.now()
         source: HTTPStream | None = None
@@ -391,10 +379,10 @@ class Engine:
             raise
 
     def _hand_over(
-        self, call: _Call, endpoint: Endpoint, permit: Permit, source: HTTPStream, sent: float, hints: Hints
+        self, call: Call, endpoint: Endpoint, permit: Permit, source: HTTPStream, sent: float, hints: Hints
     ) -> Stream:
         """Make the Stream that owns this permit and connection from now on."""
-        request, began, total = call.request, call.began, call.timeout.total
+        request, began, total, whole = call.request, call.began, call.timeout.total, call.whole
         due = None if total is None else began + call.excused + total
 
         def deadline() -> Deadline:
@@ -402,8 +390,13 @@ class Engine:
 
         def ended(response: Response | None, error: LLMError | None, shown: bool) -> None:
             try:
-                if response is not None:
+                if response is not None and whole:  # the other of two attempts was first
+                    endpoint.answered(permit, response, request)
+                    response = None
+                elif response is not None:
                     response.latency = self.clock.now() - sent
+                    if whole is not None:
+                        whole.append(True)
                     self._settle(endpoint, request, permit, response)
                 elif error is not None:
                     # What the head said belongs to an error that came first; later it is old.
@@ -463,18 +456,22 @@ class Engine:
                 endpoint.limiter.heard(permit, said)
         endpoint.limiter.heard(permit, hints)
 
-    async def _back_off(self, call: _Call, endpoint: Endpoint, error: LLMError, counted: int, *, patient: bool) -> None:
+    async def _back_off(self, call: Call, endpoint: Endpoint, error: LLMError, counted: int, *, patient: bool) -> None:
         """Sleep before the next attempt, or raise the error if it is final. A patient batch request's waits for the
         provider are not held against its deadline."""
         batch = call.request.priority > 0
         attempt = call.attempts - call.spared
         pause = backoff.delay(self.retry, error, attempt, counted, self._random, batch=batch)
+        may = pause is None or endpoint.may_retry(error)
+        if not may and not batch:
+            error.message += f"; not tried again, because the retry budget of {endpoint.name} is used up"
+            pause = None
         self._missed(call, endpoint, error, pause)
         if pause is None:
             after = error.retry_after
             if error.retryable and after is not None and after > self.retry.retry_after_cap:
-                error.message += f"; {self._blocked_until(endpoint, after)}"
-                self._dismiss(endpoint, after, error)
+                error.message += f"; {parking.blocked_until(endpoint, self.clock, after)}"
+                parking.dismiss(endpoint, self.retry, self.clock, after, error)
                 if batch:
                     raise StoppedError(error.message, code="blocked", sent=False) from error
             raise error
@@ -482,12 +479,17 @@ class Engine:
         self.stats.backing_off += 1
         try:
             await self.clock.sleep(pause)
+            if not may:
+                # Like the limiter's queue, this is not held against a batch request's deadline.
+                waited = self._excuse(call) if waited is None else waited
+                while not endpoint.may_retry(error):
+                    await self.clock.sleep(RETRY_WAIT * (0.5 + self._random()))
         finally:
             self.stats.backing_off -= 1
             if waited is not None:
                 self._hold(call, waited)
 
-    def _missed(self, call: _Call, endpoint: Endpoint, error: LLMError, pause: float | None) -> None:
+    def _missed(self, call: Call, endpoint: Endpoint, error: LLMError, pause: float | None) -> None:
         """Announce that an attempt failed, and when the next one follows."""
         if self.observers:
             self._notify(
@@ -496,7 +498,7 @@ class Engine:
                 )
             )
 
-    def _failed(self, call: _Call, error: LLMError) -> LLMError:
+    def _failed(self, call: Call, error: LLMError) -> LLMError:
         """Count and announce the error that a request ends with."""
         if not error.endpoint and call.endpoint is not None:
             error.endpoint = call.endpoint.name
@@ -552,17 +554,3 @@ def _address(request: Request, endpoint: Endpoint) -> tuple[bytes, bytes]:
     """Give the canonical request and the key under which its answer is kept."""
     text = canonical(request, endpoint.target.model)
     return text, fingerprint(text) + endpoint.scope
-
-
-def _too_late(call: _Call) -> DeadlineExceededError:
-    last = call.last
-    why = f"; the last attempt ended with: {last.message}" if last is not None else ""
-    error = DeadlineExceededError(
-        f"no answer within {call.timeout.total:g} s (timeout.total){why}",
-        code="deadline_exceeded",
-        status_code=last.status_code if last is not None else None,
-        request_id=last.request_id if last is not None else None,
-    )
-    error.attempts = call.attempts
-    error.endpoint = call.endpoint.name if call.endpoint is not None else ""
-    return error

@@ -152,6 +152,15 @@ class Limiter:
         return self.learner.slots.ceiling
 
     @property
+    def attempts(self) -> int:
+        """How many attempts were ever let in."""
+        return self._count
+
+    @property
+    def now(self) -> float:
+        return self._clock.now()
+
+    @property
     def waiting(self) -> int:
         return len(self._queues[0]) + len(self._queues[1])
 

@@ -20,7 +20,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """The counters at one moment. Tokens as the providers' `usage` told them; `elapsed` in seconds.
 
     `done` = `ok` + `failed`; `cached` and `joined` (identical request already under way) are part of `ok`.
-    `attempts` counts what was sent, `retries` those after the first, `rate_limited` answers of 429.
+    `attempts` counts what was sent, `retries` those after the first, `hedges` those sent beside one that was late,
+    `rate_limited` answers of 429.
     `waiting` requests wait for admission, `in_flight` ones are at the provider; `backing_off` sleep before a retry.
     """
 
@@ -32,6 +33,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     joined: int = 0
     attempts: int = 0
     retries: int = 0
+    hedges: int = 0
     rate_limited: int = 0
     in_flight: int = 0
     waiting: int = 0
@@ -64,6 +66,7 @@ class Stats:
         "completion_tokens",
         "errors",
         "failed",
+        "hedges",
         "in_flight",
         "joined",
         "most_in_flight",
@@ -78,7 +81,7 @@ class Stats:
     def __init__(self, now: float) -> None:
         self.started = now
         self.ok = self.failed = self.cached = self.joined = 0
-        self.attempts = self.retries = self.rate_limited = 0
+        self.attempts = self.retries = self.hedges = self.rate_limited = 0
         self.in_flight = self.waiting = self.backing_off = self.most_in_flight = 0
         self.prompt_tokens = self.completion_tokens = self.cached_tokens = 0
         self.errors: dict[str, int] = {}
@@ -92,6 +95,11 @@ class Stats:
             self.most_in_flight = self.in_flight
         if attempt > 1:
             self.retries += 1
+
+    def hedged(self) -> None:
+        """A second attempt goes out beside the first."""
+        self.sent(1)
+        self.hedges += 1
 
     def answered(self, latency: float, usage: Usage | None) -> None:
         """One request got its answer from the provider, `latency` seconds after its last attempt began."""
@@ -138,6 +146,7 @@ class Stats:
             joined=self.joined,
             attempts=self.attempts,
             retries=self.retries,
+            hedges=self.hedges,
             rate_limited=self.rate_limited,
             in_flight=self.in_flight,
             waiting=self.waiting,

@@ -31,6 +31,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     completion_tokens_per_second: float
     attempts: int
     retries: int
+    hedges: int
     rate_limited: int
     cache_hit_ratio: float | None
     most_in_flight: int
@@ -61,7 +62,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
         if self.left:
             found.append(("left", f"{self.left:,} not done; run again to go on"))
         if self.attempts:
-            notes = {"retries": self.retries, "rate-limited": self.rate_limited}
+            notes = {"retries": self.retries, "hedges": self.hedges, "rate-limited": self.rate_limited}
             found.append(
                 ("sent", _with_notes(f"{self.attempts:,}", notes) + f", at most {self.most_in_flight:,} at once")
             )
@@ -111,6 +112,7 @@ def summary(
         completion_tokens_per_second=snapshot.completion_tokens * per_second,
         attempts=snapshot.attempts,
         retries=snapshot.retries,
+        hedges=snapshot.hedges,
         rate_limited=snapshot.rate_limited,
         cache_hit_ratio=snapshot.cache_hit_ratio,
         most_in_flight=snapshot.most_in_flight,

@@ -311,7 +311,8 @@ def _state(made: Any) -> dict[str, Any]:
         for name in ("concurrency", "in_flight", "waiting", "rate", "limit", "phase", "state"):
             value = getattr(limiter, name, None)
             found[name] = value() if callable(value) else value
-    found["backing_off"] = getattr(made.stats, "backing_off", None)
+    for name in ("backing_off", "retries", "hedges"):
+        found[name] = getattr(made.stats, name, None)
     return {name: value for name, value in found.items() if value is not None}
 
 
