@@ -12,7 +12,7 @@ from hypothesis import example, given, settings, strategies as st
 
 from fastllm.policy.adaptive import Adaptive
 from fastllm.policy.headers import Hints, Limit
-from fastllm.policy.learner import BURST, FREE, PACE, REQUESTS, SLOTS, Attempt, Learner, Ledger
+from fastllm.policy.learner import ASK, BURST, FREE, PACE, REQUESTS, SLOTS, Attempt, Learner, Ledger
 from fastllm.policy.window import GUARD, WINDOW
 
 INF = float("inf")
@@ -177,6 +177,64 @@ def test_what_a_neighbour_uses_is_held_free_and_given_back() -> None:
     assert it.requests.limit == pytest.approx(59.5, abs=0.5)
     talk(100, 30, 0.0)
     assert it.requests.limit == 100.0
+
+
+def begin_again(limit: int, before: list[float], seconds: float) -> tuple[list[float], list[float]]:
+    """A new process, at time 0, at a sliding window in which its former self stands with requests at these times.
+
+    It sends one request, hears limit and remaining a second later, and goes on; so with every answer. Gives when it
+    was let through, and when it was refused.
+    """
+    ledger, now = Ledger(REQUESTS), 0.0
+    live = deque(sorted(before))
+    answers: deque[tuple[float, float, float, Any]] = deque()
+    good: list[float] = []
+    bad: list[float] = []
+    while now < seconds:
+        while answers and answers[0][0] <= now:
+            at, left, used, refused = answers.popleft()
+            if refused is not None:
+                ledger.settle(refused, -1.0)
+            ledger.tell(at, at - 1.0, Limit(limit=limit, remaining=left), used if refused is None else used - 1.0)
+        when = ledger.when(now, 1.0) if good or bad else now
+        if when > now or (not ledger.known and good + bad):
+            now = min(when if when > now else INF, answers[0][0] if answers else INF)
+            continue
+        entry = ledger.add(now, 1.0, False)
+        while live and live[0] + WINDOW <= now:
+            live.popleft()
+        room = len(live) < limit
+        (good if room else bad).append(now)
+        if room:
+            live.append(now)
+        answers.append((now + 1.0, limit - len(live), ledger.window.used, None if room else entry))
+        now += 1e-3
+    return good, bad
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 400), st.floats(0.05, 1.0), st.floats(-60.0, -0.01), st.floats(0.0, 1.0))
+@example(400, 1.0, -60.0, 1.0)  # it had used the limit evenly
+@example(400, 1.0, -10.0, 0.05)  # all at once, ten seconds ago
+def test_a_new_process_leaves_room_for_what_its_former_self_used(
+    limit: int, share: float, begin: float, spread: float
+) -> None:
+    """Besides the first, so many are refused as may ask, at most; from the second minute on all is used."""
+    used = int(limit * share)
+    before = [begin * (1.0 - spread * k / max(1, used)) for k in range(used)]
+    good, bad = begin_again(limit, before, 190.0)
+    assert len(bad) <= 1 + WINDOW / ASK
+    check_minutes([*before, *good], limit)
+    assert sum(at >= 63.0 for at in good) >= 0.98 * limit * (190 - 63 - 5) / 60 - 2
+
+
+def check_minutes(times: list[float], limit: int) -> None:
+    live: deque[float] = deque()
+    for at in sorted(times):
+        live.append(at)
+        while live[0] + WINDOW <= at:
+            live.popleft()
+        assert len(live) <= limit
 
 
 def test_a_full_ledger_that_was_told_learns_nothing_from_a_refusal() -> None:

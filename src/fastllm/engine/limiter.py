@@ -240,12 +240,12 @@ class Limiter:
 
     # What attempts came to
 
-    def heard(self, permit: Permit, hints: Hints) -> None:
-        """Learn from an answer's headers."""
+    def heard(self, permit: Permit, hints: Hints, *, counted: bool = True) -> None:
+        """Learn from an answer's headers; `counted` is False for one that the provider refused."""
         if hints is NOTHING:
             return
         if hints.limits:
-            self.learner.heard(self._clock.now(), permit, hints)
+            self.learner.heard(self._clock.now(), permit, hints, counted=counted)
             self._uneasy = self._uneasy or bool(self.learner.quotas)
 
     def answered(self, permit: Permit, latency: float) -> None:
