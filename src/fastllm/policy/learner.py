@@ -52,13 +52,12 @@ _DUST = 1e-9
 
 
 class Attempt(msgspec.Struct, eq=False):
-    """What the learner wants to know of one attempt: what it had waited for, when it was sent as the how-manieth and
-    with how many in flight, its bookings, and how much was used with them."""
+    """What the learner wants to know of one attempt: what it had waited for, when it was sent and with how many in
+    flight, its bookings, and how much was used with them."""
 
     estimate: float
     held: str = FREE
     sent: float = 0.0
-    number: int = 0
     in_flight: int = 0
     request: Entry | None = None
     token: Entry | None = None
@@ -238,7 +237,7 @@ class Learner:
         self.pace = Pace()
         self.requests = Ledger(REQUESTS, rpm)
         self.tokens = Ledger(TOKENS, tpm)
-        self.quotas: dict[str, tuple[float, float]] = {}  # "requests/day" -> (attempt number it lasts to, until)
+        self.quotas: dict[str, tuple[float, float, float]] = {}  # "requests/day" -> (left, until, when that was heard)
         self.answers = Rate(5.0)
         self._cut_at = self._gross_at = -1.0
         self._standing = self._dropped = 0
@@ -268,12 +267,15 @@ class Learner:
             return 0.0
         return self._probe_at if self._probe is None else self._probe.sent + 1.5 * self._trip
 
-    def quota_at(self, now: float, number: int) -> float:
-        """Give when the next quota of a day begins, if the last is used up by the attempt of this number."""
-        for name, (last, until) in list(self.quotas.items()):
+    def quota_at(self, now: float, in_flight: int) -> float:
+        """Give when the next quota of a day begins, if those in flight may use up what is left of this one.
+
+        Which of them the provider has counted is not known: the end of a quota is met one answer at a time.
+        """
+        for name, (left, until, _) in list(self.quotas.items()):
             if now >= until:
                 del self.quotas[name]
-            elif number > last:
+            elif in_flight >= left:
                 return until
         return 0.0
 
@@ -310,8 +312,11 @@ class Learner:
                     most = Limit(limit=_MINUTE * limit.limit)
                     self.tokens.tell(now, attempt.sent, most, used_tokens)
             elif name == "requests/day" and limit.remaining is not None:
-                until = now + (limit.reset_seconds if limit.reset_seconds is not None else _MINUTE)
-                self.quotas[name] = (attempt.number + limit.remaining, until)
+                known = self.quotas.get(name)
+                # Answers overtake each other: more is left only if it was sent after we had heard of less.
+                if known is None or limit.remaining < known[0] or attempt.sent >= known[2]:
+                    until = now + (limit.reset_seconds if limit.reset_seconds is not None else _MINUTE)
+                    self.quotas[name] = (limit.remaining, until, now)
 
     def answered(self, now: float, attempt: Attempt, latency: float) -> None:
         """A whole answer."""
