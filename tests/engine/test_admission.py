@@ -377,7 +377,6 @@ MANY = {"noisy_neighbour", "liar"}
 
 USUAL = {"daily_cap", "hidden_concurrency", "lumpy", "no_headers", "no_headers_bucket", "rpm_tpm", "vllm"}
 SHORT = {
-    "daily_cap": "18 of 618 attempts, all in the burst that meets the end of the day",
     "rpm_tpm": "0.898 in two minutes (0.957 in ten)",
 }
 

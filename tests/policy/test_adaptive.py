@@ -62,16 +62,11 @@ def test_it_stops_at_the_knee_and_loses_no_throughput(knee: int, seed: int) -> N
     assert mean >= 0.97
 
 
-DOUBLES = pytest.mark.xfail(strict=True, reason="a trial downwards that the shift falls into doubles it for a minute")
-
-
-@pytest.mark.parametrize(
-    "at", [150.0, 157.0, 163.0, 200.0, *(pytest.param(at, marks=DOUBLES) for at in (171.0, 180.0, 190.0))]
-)
+@pytest.mark.parametrize("at", [150.0, 157.0, 163.0, 171.0, 180.0, 190.0, 200.0])
 def test_answers_that_take_twenty_times_as_long_do_not_move_it(at: float) -> None:
     """The knee stays where it is: so does the throughput in requests under way, and no trial is mistaken."""
     slots = Adaptive(4096)
-    before = play(slots, knee_of(100, 0.5), at)[-1]
+    before = max(play(slots, knee_of(100, 0.5), at)[-5:])  # at 190 s it is in the midst of a step down from 160
     after = play(slots, knee_of(100, 10.0), 600.0, begin=at)
     assert before >= 100 and min(after) >= 100 / STEP - 1
     assert sum(min(1.0, limit / 100) for limit in after) >= 0.97 * len(after)

@@ -448,13 +448,14 @@ class Engine:
 
     def _learn(self, endpoint: Endpoint, permit: Permit, error: LLMError, hints: Hints, body: bytes) -> None:
         """Find out when to come back, from the headers or else from the body, and tell the endpoint."""
+        counted = not isinstance(error, RateLimitError)
         if isinstance(error, APIStatusError):
             said = body_hints(body)
             if error.retryable and error.retry_after is None:
                 error.retry_after = hints.retry_after if hints.retry_after is not None else said.retry_after
             if said.limits:
-                endpoint.limiter.heard(permit, said)
-        endpoint.limiter.heard(permit, hints)
+                endpoint.limiter.heard(permit, said, counted=counted)
+        endpoint.limiter.heard(permit, hints, counted=counted)
 
     async def _back_off(self, call: Call, endpoint: Endpoint, error: LLMError, counted: int, *, patient: bool) -> None:
         """Sleep before the next attempt, or raise the error if it is final. A patient batch request's waits for the

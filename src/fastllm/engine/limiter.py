@@ -106,7 +106,7 @@ class Limiter:
     """Admission for one endpoint and model. Tokens are estimates of prompt plus answer."""
 
     __slots__ = (
-        "_clock", "_condemned", "_count", "_first", "_grants", "_held", "_held_since", "_largest", "_limits", "_more",
+        "_clock", "_condemned", "_first", "_grants", "_held", "_held_since", "_largest", "_limits", "_more",
         "_parked", "_proven", "_queues", "_timer", "_uneasy", "_until", "breaker", "in_flight", "learner",
         "parked_why",
     )  # fmt: skip
@@ -131,7 +131,7 @@ class Limiter:
             if limit is not None
         )
         self._queues: tuple[deque[_Waiter], deque[_Waiter]] = (deque(), deque())
-        self._grants = self._count = 0
+        self._grants = 0
         self._parked = self._until = 0.0
         self.parked_why = ""
         self._condemned: LLMError | None = None
@@ -221,7 +221,7 @@ class Limiter:
         learner = self.learner
         when = max(self._parked, self.breaker.when(now), learner.probe_at(now))
         if learner.quotas:
-            when = max(when, learner.quota_at(now, self._count + 1))
+            when = max(when, learner.quota_at(now, self.in_flight))
         if not self._proven and priority and self._first < INF and now < self._first + PROOF:
             when = max(when, self._first + PROOF)
         if when <= now and self._proven and not learner.quotas and not learner.blocked and self.breaker.steady(now):
@@ -232,11 +232,10 @@ class Limiter:
         learner, held = self.learner, self._held
         requests, tokens = learner.requests, learner.tokens
         self.in_flight += 1
-        self._count += 1
         request = requests.add(now, 1.0, held == REQUESTS)
         token = tokens.add(now, need.tokens, held == TOKENS)
         permit = Permit(
-            need.tokens, held, now, self._count, self.in_flight, request, token, requests.window.used,
+            need.tokens, held, now, self.in_flight, request, token, requests.window.used,
             tokens.window.used, need.prompt, self,
         )  # fmt: skip
         if self._more:
@@ -249,12 +248,12 @@ class Limiter:
 
     # What attempts came to
 
-    def heard(self, permit: Permit, hints: Hints) -> None:
-        """Learn from an answer's headers."""
+    def heard(self, permit: Permit, hints: Hints, *, counted: bool = True) -> None:
+        """Learn from an answer's headers; `counted` is False for one that the provider refused."""
         if hints is NOTHING:
             return
         if hints.limits:
-            self.learner.heard(self._clock.now(), permit, hints)
+            self.learner.heard(self._clock.now(), permit, hints, counted=counted)
             self._uneasy = self._uneasy or bool(self.learner.quotas)
 
     def answered(self, permit: Permit, latency: float) -> None:
@@ -295,7 +294,7 @@ class Limiter:
     def parked_for(self) -> float:
         """Seconds until anybody is admitted again, as far as the provider said."""
         now = self._clock.now()
-        return max(0.0, max(self._parked, self.learner.quota_at(now, self._count + 1)) - now)
+        return max(0.0, max(self._parked, self.learner.quota_at(now, 0)) - now)
 
     def dismiss(self, priority: int, error: LLMError) -> None:
         """Tell all who wait in this queue that it would take too long."""

@@ -11,6 +11,7 @@ what let it through, and an answer raises only what held it back. Rules for a re
 4. A single refusal: the number that let it through gives way by 2 %.
 
 Others who use the same quota show as the difference between the provider's count and ours; it is held free for them.
+The first news is believed at once, for the former self of a process that was begun again is such another.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ FOUND_FILL = 3.0  # slower, because the limit was only found
 TOKENS_FILL = 6.0  # and where tokens are only estimated
 SHARED_FILL = 15.0  # the same, where others want a part of it too
 SHARED = 0.01  # of a limit: what others must use at least to be noticed
+ASK = 5.0  # seconds without news, after which one request may ask whether others still use it all
 LUMP = 0.02  # of the limit: what is larger is not smoothed, there are too few of it
 EVEN = 1.02  # of the limit's own rate, for the rest
 _SLACK = 0.1  # seconds that a late timer may make up for
@@ -50,13 +52,12 @@ _DUST = 1e-9
 
 
 class Attempt(msgspec.Struct, eq=False):
-    """What the learner wants to know of one attempt: what it had waited for, when it was sent as the how-manieth and
-    with how many in flight, its bookings, and how much was used with them."""
+    """What the learner wants to know of one attempt: what it had waited for, when it was sent and with how many in
+    flight, its bookings, and how much was used with them."""
 
     estimate: float
     held: str = FREE
     sent: float = 0.0
-    number: int = 0
     in_flight: int = 0
     request: Entry | None = None
     token: Entry | None = None
@@ -73,8 +74,8 @@ class Ledger:
     """
 
     __slots__ = (
-        "_at", "_burst", "_burst_until", "_credit", "_even", "_fill", "_forget_at", "_lump", "_news", "foreign",
-        "found", "name", "set_limit", "told", "window",
+        "_asked", "_at", "_burst", "_burst_until", "_credit", "_even", "_fill", "_forget_at", "_lump", "_news",
+        "foreign", "found", "left", "name", "set_limit", "told", "window",
     )  # fmt: skip
 
     def __init__(self, name: str, limit: float | None = None, seconds: float = _MINUTE) -> None:
@@ -90,6 +91,7 @@ class Ledger:
         self._forget_at = 0.0
         self._burst_until = BURST_SECONDS
         self._news = -1.0  # when the attempt was sent that brought the latest
+        self._asked = INF  # while others use some of it: when something last went out
         self.refresh()
 
     def when(self, now: float, amount: float) -> float:
@@ -97,6 +99,8 @@ class Ledger:
         window = self.window
         if window.limit == INF:
             return now
+        if self._asked < INF and (amount > self.left or not window.fits(now, amount)):
+            return self._ask(now, amount)
         if amount > window.limit:
             amount = window.limit
         when = now if window.fits(now, amount) else window.when(now, amount)
@@ -107,6 +111,11 @@ class Ledger:
             return when
         turn = now + debt / self._rate()
         return max(when, min(turn, self._forget_at) if self._burst and self._forget_at > now else turn)
+
+    def _ask(self, now: float, amount: float) -> float:
+        """Others leave no room, and nothing is heard of them while nothing is sent: one request in ASK seconds asks."""
+        ask = max(now, self._asked + max(ASK, self.window.seconds / self.told))
+        return ask if amount > self.left else min(ask, self.window.when(now, amount))
 
     def _rate(self) -> float:
         """How much a second: evenly, and what room there is within a short time; after a burst, what it has left."""
@@ -122,6 +131,8 @@ class Ledger:
         limit = window.limit
         if limit == INF:
             return window.add(now, amount)
+        if self._asked < INF:
+            self._asked = now
         if amount <= self._lump:
             if self._burst and now >= self._forget_at:
                 self._burst = 0.0
@@ -156,7 +167,8 @@ class Ledger:
         most = limit.limit
         if most is None or most < 1.0 or sent < self._news:
             return
-        self._news = sent
+        gap, self._news = sent - self._news, sent
+        first = self.told == INF
         if self.window.limit == INF:
             self._burst = self.window.used
             self._credit = BURST * most - self.window.used
@@ -166,7 +178,17 @@ class Ledger:
         self.told = most
         if limit.remaining is not None and limit.remaining <= most:
             others = max(0.0, most - limit.remaining - used)
-            self.foreign += 0.3 * (others - self.foreign)
+            share = 1.0 if first else min(1.0, max(0.3, gap))
+            self.hold_free(now, self.foreign + share * (others - self.foreign))
+        self.refresh()
+
+    def hold_free(self, now: float, foreign: float) -> None:
+        """Others use so much."""
+        self.foreign = foreign
+        if foreign <= SHARED * self.told:
+            self._asked = INF
+        elif self._asked == INF:
+            self._asked = now
         self.refresh()
 
     def find(self, now: float, level: float) -> None:
@@ -176,11 +198,11 @@ class Ledger:
         self._credit, self._at, self._burst, self._burst_until = 0.0, now, 0.0, now
 
     def refresh(self) -> None:
-        told = self.told
+        told = self.left = self.told
         if self.foreign > SHARED * told:
-            told = max(1.0, told - self.foreign - 0.005 * told)
+            self.left = told - self.foreign - 0.005 * told  # what others leave
         window = self.window
-        window.limit = limit = max(1.0, min(self.set_limit, told, self.found.value))
+        window.limit = limit = max(1.0, min(self.set_limit, self.left, self.found.value))
         self._lump = LUMP * limit
         self._even = EVEN * limit / window.seconds
         self._fill = FILL
@@ -215,7 +237,7 @@ class Learner:
         self.pace = Pace()
         self.requests = Ledger(REQUESTS, rpm)
         self.tokens = Ledger(TOKENS, tpm)
-        self.quotas: dict[str, tuple[float, float]] = {}  # "requests/day" -> (attempt number it lasts to, until)
+        self.quotas: dict[str, tuple[float, float, float]] = {}  # "requests/day" -> (left, until, when that was heard)
         self.answers = Rate(5.0)
         self._cut_at = self._gross_at = -1.0
         self._standing = self._dropped = 0
@@ -245,12 +267,15 @@ class Learner:
             return 0.0
         return self._probe_at if self._probe is None else self._probe.sent + 1.5 * self._trip
 
-    def quota_at(self, now: float, number: int) -> float:
-        """Give when the next quota of a day begins, if the last is used up by the attempt of this number."""
-        for name, (last, until) in list(self.quotas.items()):
+    def quota_at(self, now: float, in_flight: int) -> float:
+        """Give when the next quota of a day begins, if those in flight may use up what is left of this one.
+
+        Which of them the provider has counted is not known: the end of a quota is met one answer at a time.
+        """
+        for name, (left, until, _) in list(self.quotas.items()):
             if now >= until:
                 del self.quotas[name]
-            elif number > last:
+            elif in_flight >= left:
                 return until
         return 0.0
 
@@ -267,23 +292,31 @@ class Learner:
 
     # After it
 
-    def heard(self, now: float, attempt: Attempt, hints: Hints) -> None:
-        """Learn from what an answer's headers (or its error's body) say about limits."""
+    def heard(self, now: float, attempt: Attempt, hints: Hints, *, counted: bool = True) -> None:
+        """Learn from what an answer's headers (or its error's body) say about limits.
+
+        What the provider did not count, because it refused it, is no part of what we had used.
+        """
+        used = attempt.used if counted else attempt.used - 1.0
+        used_tokens = attempt.used_tokens if counted else attempt.used_tokens - attempt.estimate
         for name, limit in hints.limits.items():
             if name == "requests":
-                self.requests.tell(now, attempt.sent, limit, attempt.used)
+                self.requests.tell(now, attempt.sent, limit, used)
             elif name == "tokens":
-                self.tokens.tell(now, attempt.sent, limit, attempt.used_tokens)
+                self.tokens.tell(now, attempt.sent, limit, used_tokens)
             elif name == "requests/second":
                 if limit.limit and self.pace.value > 0.97 * limit.limit:
                     self.pace.set(now, 0.97 * limit.limit)
             elif name == "tokens/second":
                 if limit.limit:
                     most = Limit(limit=_MINUTE * limit.limit)
-                    self.tokens.tell(now, attempt.sent, most, attempt.used_tokens)
+                    self.tokens.tell(now, attempt.sent, most, used_tokens)
             elif name == "requests/day" and limit.remaining is not None:
-                until = now + (limit.reset_seconds if limit.reset_seconds is not None else _MINUTE)
-                self.quotas[name] = (attempt.number + limit.remaining, until)
+                known = self.quotas.get(name)
+                # Answers overtake each other: more is left only if it was sent after we had heard of less.
+                if known is None or limit.remaining < known[0] or attempt.sent >= known[2]:
+                    until = now + (limit.reset_seconds if limit.reset_seconds is not None else _MINUTE)
+                    self.quotas[name] = (limit.remaining, until, now)
 
     def answered(self, now: float, attempt: Attempt, latency: float) -> None:
         """A whole answer."""
@@ -351,8 +384,7 @@ class Learner:
                 found = True
                 if not wait and ledger is self.requests:
                     ledger.window.fits(now, 0.0)
-                    ledger.foreign = max(ledger.foreign, ledger.told - ledger.window.used)
-                    ledger.refresh()
+                    ledger.hold_free(now, max(ledger.foreign, ledger.told - ledger.window.used))
         return found
 
     def _give_way(self, now: float, attempt: Attempt) -> None:
