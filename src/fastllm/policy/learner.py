@@ -143,7 +143,7 @@ class Ledger:
             if waited and credit > _SLACK * rate:
                 credit = _SLACK * rate
             if passed > BURST_SECONDS and credit >= 0.5 * BURST * limit:
-                self._burst_until = now + BURST_SECONDS
+                self._burst, self._burst_until = 0.0, now + BURST_SECONDS
             if now < self._burst_until and credit > _SLACK * rate:
                 self._burst += amount
                 self._forget_at = now + window.seconds
