@@ -198,15 +198,17 @@ class Ledger:
         self._credit, self._at, self._burst, self._burst_until = 0.0, now, 0.0, now
 
     def refresh(self) -> None:
-        told = self.left = self.told
-        if self.foreign > SHARED * told:
-            self.left = told - self.foreign - 0.005 * told  # what others leave
+        told = self.told
+        self.left = told - self.foreign if self.foreign else told  # what others leave
+        shared = self.foreign > SHARED * told
+        if shared:
+            self.left -= 0.005 * told
         window = self.window
         window.limit = limit = max(1.0, min(self.set_limit, self.left, self.found.value))
         self._lump = LUMP * limit
         self._even = EVEN * limit / window.seconds
         self._fill = FILL
-        if self.foreign > SHARED * self.told:
+        if shared:
             self._fill = SHARED_FILL
         elif self.name == TOKENS:
             self._fill = TOKENS_FILL
