@@ -146,12 +146,15 @@ def test_after_an_outage_there_is_no_stampede_and_within_five_seconds_full_speed
     assert report.lost == 0
 
 
+@pytest.mark.parametrize("headers", [True, False])
 @pytest.mark.parametrize("seed", range(3))
-def test_a_storm_of_refusals_without_a_word_ends_and_95_percent_of_the_limit_are_used(seed: int) -> None:
+def test_ten_times_the_capacity_in_demand_gets_95_percent_of_it_and_few_refusals(seed: int, headers: bool) -> None:
     rate = 10.0
     # 300 answers of 3 s under way: ten times what the limit lets through
-    report = simulate(model(60 * rate, headers=False, latency=Spread(3.0, 0.3)), seconds=420.0, demand=300, seed=seed)
+    made = model(60 * rate, headers=headers, latency=Spread(3.0, 0.3))
+    report = simulate(made, seconds=420.0, demand=300, seed=seed)
     assert report.share_after is not None and report.share_after >= 0.95
+    assert report.refusals_after is not None and report.refusals_after <= 10.0
     assert report.lost == 0
 
 
