@@ -12,7 +12,7 @@ from hypothesis import example, given, settings, strategies as st
 
 from fastllm.policy.adaptive import Adaptive
 from fastllm.policy.headers import Hints, Limit
-from fastllm.policy.learner import ASK, BURST, FREE, PACE, REQUESTS, SLOTS, Attempt, Learner, Ledger
+from fastllm.policy.learner import ASK, FREE, PACE, REQUESTS, SLOTS, Attempt, Learner, Ledger
 from fastllm.policy.window import GUARD, WINDOW
 
 INF = float("inf")
@@ -112,7 +112,36 @@ def test_after_an_idle_minute_a_burst_may_go_out_at_once_and_no_more() -> None:
     while ledger.when(300.0, 1.0) <= 300.0:
         ledger.add(300.0, 1.0, waited=False)
         sent += 1
-    assert BURST * 1000 <= sent <= min(1000, BURST * 1000 + 1)
+    assert sent == 1000
+
+
+def test_a_burst_that_has_left_the_window_slows_nothing_down() -> None:
+    ledger, sent, now = Ledger("requests", 600.0), 0, 60.5
+    for at in (*(k / 1000 for k in range(300)), *(55.0 + k / 1000 for k in range(6))):
+        ledger.add(at, 1.0, False)
+    while now < 115.0:
+        when = ledger.when(now, 1.0)
+        if when <= now:
+            ledger.add(now, 1.0, True)
+            sent += 1
+        now = max(when, now + 1e-4)
+    assert sent >= 0.9 * 600 * (115.0 - 60.5) / 60
+
+
+def test_a_full_window_saves_up_nothing_for_a_burst() -> None:
+    """Something else held requests back, while this ledger was nearly full; what leaves it then is used at once."""
+    ledger, sent, now, waited = Ledger("requests", 600.0), 0, 121.2, False
+    for k in range(590):
+        ledger.add(61.1 + k / 40, 1.0, True)
+    while now < 137.2:
+        when = ledger.when(now, 1.0)
+        if when <= now:
+            ledger.add(now, 1.0, waited)
+            sent, waited = sent + 1, False
+        else:
+            waited = True
+        now = max(when, now + 1e-4)
+    assert sent >= 0.9 * 600
 
 
 def test_without_a_limit_it_only_counts() -> None:
@@ -223,7 +252,7 @@ def begin_again(limit: int, before: list[float], seconds: float) -> tuple[list[f
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 400), st.floats(0.05, 1.0), st.floats(-60.0, -0.01), st.floats(0.0, 1.0))
+@given(st.integers(1, 400), st.floats(0.0, 1.0), st.floats(-60.0, -0.01), st.floats(0.0, 1.0))
 @example(400, 1.0, -60.0, 1.0)  # it had used the limit evenly
 @example(400, 1.0, -10.0, 0.05)  # all at once, ten seconds ago
 def test_a_new_process_leaves_room_for_what_its_former_self_used(
@@ -235,7 +264,7 @@ def test_a_new_process_leaves_room_for_what_its_former_self_used(
     good, bad = begin_again(limit, before, 310.0)
     assert len(bad) <= 1 + WINDOW / ASK
     check_minutes([*before, *good], limit)
-    assert sum(at > 63.0 for at in good) >= 3 * limit - 1, "and the four minutes after it are used"
+    assert sum(at > 58.0 for at in good) >= 3.5 * limit - 1, "and the four minutes after it are used"
 
 
 def check_minutes(times: list[float], limit: int) -> None:

@@ -125,7 +125,7 @@ class Adaptive:
 
     def _knee(self, now: float) -> None:
         limit, found = self.limit, self._round
-        if found.count < max(_SAMPLE, 2 * limit):
+        if found.count < (max(8, limit) if found.less else max(_SAMPLE, 2 * limit)):
             return
         throughput = found.throughput(limit)
         if found.less and found.less < FAR * throughput:

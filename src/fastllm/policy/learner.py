@@ -7,7 +7,8 @@ what let it through, and an answer raises only what held it back. Rules for a re
 1. A ledger that the provider told is full: nothing to learn, it was jitter.
 2. Many refusals at once: pace and slots become what was let through of the last second's requests.
 3. Nothing at all is let through: stop, and probe ever more rarely (5 s at most). Where that lasts BLOCKED seconds or
-   more, the limit is one of a minute, and it is what had been let through in the minute before: exactly that much.
+   more, the limit is one of a minute, and it is what had been let through in the minute before: exactly that much. So
+   it is where a minute's use was the same when it happened last, at another pace.
 4. A single refusal: the number that let it through gives way by 2 %.
 
 Others who use the same quota show as the difference between the provider's count and ours; it is held free for them.
@@ -32,13 +33,13 @@ CLEAR = 5.0  # sum of standard deviations
 _FORGET = 0.01  # of one attempt in the mean number in flight
 MANY, SHARE = 3, 0.2  # so many refusals, and so large a part of the last second's requests
 BLOCKED = 5.0
+ALIKE, UNLIKE = 0.02, 1.5  # the same use of a minute, at another pace
 _FIRST_PROBE, _LAST_PROBE = 0.5, 5.0
 _MINUTE = 60.0
 _NOT_OURS = 65.0  # seconds: whoever says to wait longer speaks of no limit a minute
 UNLIKELY = 0.25  # of the limit that was told: a limit a minute this far below it is none
 _TO_FULL = 0.95
-BURST = 1.0  # of a limit a minute: what may go out at once after an idle minute
-BURST_SECONDS = 10.0  # for how long at most
+BURST_SECONDS = 10.0  # for how long room that was saved up may go out at once
 FILL = 0.5  # seconds in which room that has come free is used
 FOUND_FILL = 3.0  # slower, because the limit was only found
 TOKENS_FILL = 6.0  # and where tokens are only estimated
@@ -68,7 +69,7 @@ class Attempt(msgspec.Struct, eq=False):
 class Ledger:
     """A window whose limit is the least of what the user set, the provider told and refusals taught.
 
-    Within the window's bound it smoothes: BURST of the limit may go out at once after an idle minute, the rest evenly.
+    Within the window's bound it smoothes: what room an idle time has left may go out at once, the rest evenly.
     So a request that comes in the middle of a minute waits a moment for its turn and not for the next minute, and a
     provider that judges by the second, or serves others too, sees an even stream.
     """
@@ -85,7 +86,7 @@ class Ledger:
         self.foreign = 0.0
         self.found = Dial()
         self.window = Window(self.set_limit, seconds)
-        self._credit = INF if limit is None else BURST * limit  # what may go out at once
+        self._credit = INF if limit is None else limit  # what may go out at once
         self._at = 0.0  # when that was so
         self._burst = 0.0  # what went out at once and is still in the window
         self._forget_at = 0.0
@@ -138,12 +139,13 @@ class Ledger:
                 self._burst = 0.0
             passed, rate = now - self._at, self._rate()
             credit = self._credit + passed * rate
-            if credit > BURST * limit:
-                credit = BURST * limit
+            room = limit - window.used
+            if credit > room:
+                credit = room if room > 0.0 else 0.0
             if waited and credit > _SLACK * rate:
                 credit = _SLACK * rate
-            if passed > BURST_SECONDS and credit >= 0.5 * BURST * limit:
-                self._burst_until = now + BURST_SECONDS
+            if passed > BURST_SECONDS and credit >= 0.5 * limit:
+                self._burst, self._burst_until = 0.0, now + BURST_SECONDS
             if now < self._burst_until and credit > _SLACK * rate:
                 self._burst += amount
                 self._forget_at = now + window.seconds
@@ -171,7 +173,7 @@ class Ledger:
         first = self.told == INF
         if self.window.limit == INF:
             self._burst = self.window.used
-            self._credit = BURST * most - self.window.used
+            self._credit = most - self.window.used
             self._at = now
             self._forget_at = now + self.window.seconds
             self._burst_until = now + BURST_SECONDS
@@ -198,15 +200,17 @@ class Ledger:
         self._credit, self._at, self._burst, self._burst_until = 0.0, now, 0.0, now
 
     def refresh(self) -> None:
-        told = self.left = self.told
-        if self.foreign > SHARED * told:
-            self.left = told - self.foreign - 0.005 * told  # what others leave
+        told = self.told
+        self.left = told - self.foreign if self.foreign else told  # what others leave
+        shared = self.foreign > SHARED * told
+        if shared:
+            self.left -= 0.005 * told
         window = self.window
         window.limit = limit = max(1.0, min(self.set_limit, self.left, self.found.value))
         self._lump = LUMP * limit
         self._even = EVEN * limit / window.seconds
         self._fill = FILL
-        if self.foreign > SHARED * self.told:
+        if shared:
             self._fill = SHARED_FILL
         elif self.name == TOKENS:
             self._fill = TOKENS_FILL
@@ -226,9 +230,9 @@ class Learner:
     """The learnt limits of one endpoint and model. Times are monotonic seconds."""
 
     __slots__ = (
-        "_block_wait", "_blocked_since", "_crowd", "_cut_at", "_dropped", "_gross_at", "_level", "_probe", "_probe_at",
-        "_score", "_spread", "_standing", "_trip", "adaptive", "answers", "kind", "pace", "quotas", "requests",
-        "slots", "tokens",
+        "_block_wait", "_blocked_since", "_crowd", "_cut_at", "_dropped", "_gross_at", "_level", "_met", "_probe",
+        "_probe_at", "_score", "_spread", "_standing", "_trip", "adaptive", "answers", "kind", "pace", "quotas",
+        "requests", "slots", "tokens",
     )  # fmt: skip
 
     def __init__(self, slots: Adaptive, *, rpm: float | None, tpm: float | None, adaptive: bool = True) -> None:
@@ -247,6 +251,10 @@ class Learner:
         self._probe_at = 0.0
         self._trip = 0.3  # seconds that a refusal takes; a probe not refused within half as long again is let through
         self._level = (0.0, 0.0)
+        self._met = (
+            0.0,
+            1.0,
+        )  # what had been let through in a minute when it was last blocked, and a second's pace then
         self.kind = ""  # what refusals are about, once that is clear: RATE or ROOM
         self._score = 0.0
         self._crowd = self._spread = 0.0  # mean and variance of the attempts in flight
@@ -457,7 +465,10 @@ class Learner:
         self._blocked_since = INF
         self._probe = None
         requests, tokens = self._level
-        if lasted >= BLOCKED and not (self.requests.told < INF and requests < UNLIKELY * self.requests.told):
+        level, pace = self._met
+        self._met = (requests, self.pace.value)
+        again = abs(requests - level) <= ALIKE * requests and not 1 / UNLIKE < self.pace.value / pace < UNLIKE
+        if (again or lasted >= BLOCKED) and not (self.requests.told < INF and requests < UNLIKELY * self.requests.told):
             self.requests.find(when, requests)
             self.tokens.find(when, tokens)
             self.pace.set(when, INF)
