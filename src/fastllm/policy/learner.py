@@ -298,6 +298,11 @@ class Learner:
         if self._blocked_since < INF:
             self._probe = attempt
 
+    def unsent(self, attempt: Attempt) -> None:
+        """An attempt was given up before it went out."""
+        if self._probe is attempt:
+            self._probe = None
+
     # After it
 
     def heard(self, now: float, attempt: Attempt, hints: Hints, *, counted: bool = True) -> None:
