@@ -91,7 +91,7 @@ class Ledger:
         self._burst = 0.0  # what went out at once and is still in the window
         self._forget_at = 0.0
         self._burst_until = BURST_SECONDS
-        self._news = -1.0  # when the attempt was sent that brought the latest
+        self._news = -INF  # when the attempt was sent that brought the latest
         self._asked = INF  # while others use some of it: when something last went out
         self.refresh()
 
@@ -170,7 +170,6 @@ class Ledger:
         if most is None or most < 1.0 or sent < self._news:
             return
         gap, self._news = sent - self._news, sent
-        first = self.told == INF
         if self.window.limit == INF:
             self._burst = self.window.used
             self._credit = most - self.window.used
@@ -180,12 +179,13 @@ class Ledger:
         self.told = most
         if limit.remaining is not None and limit.remaining <= most:
             others = max(0.0, most - limit.remaining - used)
-            share = 1.0 if first else min(1.0, max(0.3, gap))
+            share = min(1.0, max(0.3, gap))  # the first and rare news count whole, dense ones are smoothed
             self.hold_free(now, self.foreign + share * (others - self.foreign))
-        self.refresh()
+        else:
+            self.refresh()
 
     def hold_free(self, now: float, foreign: float) -> None:
-        """Others use so much."""
+        """Others use so much: what is left of the told limit is ours."""
         self.foreign = foreign
         if foreign <= SHARED * self.told:
             self._asked = INF
