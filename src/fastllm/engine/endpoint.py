@@ -32,6 +32,7 @@ from .limiter import Limiter, Permit
 logger = logging.getLogger("fastllm")
 
 PERMISSION = 3  # refusals of a kind that may concern one request, in a row, until the key is taken to be refused
+_LATE = frozenset({"timeout_first_byte", "timeout_attempt"})
 _KEY_HEADER = re.compile(rb"(?i)authorization|key|token|cookie|secret")
 _SHORTEST_KEY = 8
 NO_NAMES: Mapping[str, str] = MappingProxyType({})
@@ -129,6 +130,8 @@ class Endpoint:
             logger.warning("%s does not answer (%s); trying again", self.name, error.message)
         if isinstance(error, OverloadedError):
             limiter.overloaded(permit)
+        if error.code in _LATE:
+            limiter.timed_out(permit)
         if limiter.failed(permit, answered=error.status_code is not None) and limiter.breaker.proven:
             logger.warning(
                 "%s does not answer (%s); asking every %g s whether it is back", self.name, error.message, PROBE

@@ -281,7 +281,7 @@ class Limiter:
         token = tokens.add(now, need.tokens, held == TOKENS)
         permit = Permit(
             need.tokens, held, now, self.in_flight, request, token, requests.window.used,
-            tokens.window.used, need.prompt, self,
+            tokens.window.used, learner.count, need.prompt, self,
         )  # fmt: skip
         if self._more:
             permit.more = tuple(m.window.add(now, m.amount(need.tokens, need.prompt)) for m in self._more)
@@ -334,6 +334,10 @@ class Limiter:
         """The attempt ended in an error that says nothing about the request. True if that opened the breaker."""
         self._uneasy = True
         return self.breaker.failed(self._clock.now(), permit.sent, self.learner.answers.value, answered=answered)
+
+    def timed_out(self, permit: Permit) -> None:
+        """The attempt had no answer in its time."""
+        self.learner.timed_out(self._clock.now(), permit)
 
     def alive(self, permit: Permit) -> None:
         """The attempt ended in an error that is about the request alone: the provider is well."""

@@ -21,6 +21,7 @@ START = 20
 GAIN = 1.3  # what a doubling must bring at least
 BACK_OFF = 0.8
 BLIND = 1.0  # seconds for a doubling before the first answer
+BLINDLY = 8 * START  # beyond which nothing grows before the first answer
 COOL_DOWN = 15.0  # seconds after an overload without another cut and without growth
 STEP = 1.25
 STEP_GAIN = 1.08  # what a step up must bring
@@ -172,7 +173,7 @@ class Adaptive:
             return float("inf")
         since = max(held_since, self._round.since)
         if not self.baseline:
-            return since + BLIND
+            return since + BLIND if self.limit < BLINDLY else float("inf")
         return since + 2.0 * self.baseline if rates_known else float("inf")
 
     def double(self, now: float) -> None:
@@ -185,6 +186,16 @@ class Adaptive:
         """The provider took so many and refused the rest."""
         self.mode = "full"
         self._before = None
+        self._move(now, max(1.0, level))
+
+    def settle(self, now: float, level: float) -> None:
+        """So many are what the provider answers in time."""
+        self.mode = "knee"
+        self._before = None
+        self._pause = TRY_EVERY
+        self._last_cut = now
+        self._next_trial = now + COOL_DOWN
+        self._up = True
         self._move(now, max(1.0, level))
 
     def reopen(self, now: float, level: float) -> None:

@@ -21,7 +21,7 @@ import math
 
 import msgspec
 
-from .adaptive import Adaptive
+from .adaptive import START, Adaptive
 from .headers import Hints, Limit
 from .pace import Dial, Pace, Rate
 from .window import Entry, Window
@@ -45,6 +45,8 @@ FOUND_FILL = 3.0  # slower, because the limit was only found
 TOKENS_FILL = 6.0  # and where tokens are only estimated
 SHARED_FILL = 15.0  # the same, where others want a part of it too
 SHARED = 0.01  # of a limit: what others must use at least to be noticed
+LIES = 5  # a "remaining" of nothing that so many answers in a row contradict is none
+TEST = 1.0  # seconds between tries whether a limit that was met only once lets more through
 ASK = 5.0  # seconds without news, after which one request may ask whether others still use it all
 LUMP = 0.02  # of the limit: what is larger is not smoothed, there are too few of it
 EVEN = 1.02  # of the limit's own rate, for the rest
@@ -64,6 +66,7 @@ class Attempt(msgspec.Struct, eq=False):
     token: Entry | None = None
     used: float = 0.0
     used_tokens: float = 0.0
+    answers: int = 0  # that had come before it was sent
 
 
 class Ledger:
@@ -76,7 +79,7 @@ class Ledger:
 
     __slots__ = (
         "_asked", "_at", "_burst", "_burst_until", "_credit", "_even", "_fill", "_forget_at", "_lump", "_news",
-        "foreign", "found", "left", "name", "set_limit", "told", "window",
+        "_tested", "foreign", "found", "left", "name", "nothings", "set_limit", "sure", "told", "window",
     )  # fmt: skip
 
     def __init__(self, name: str, limit: float | None = None, seconds: float = _MINUTE) -> None:
@@ -93,6 +96,9 @@ class Ledger:
         self._burst_until = BURST_SECONDS
         self._news = -INF  # when the attempt was sent that brought the latest
         self._asked = INF  # while others use some of it: when something last went out
+        self.nothings = 0  # answers in a row, without a refusal, that said that nothing was left for anybody
+        self.sure = True  # what was found was met twice
+        self._tested = 0.0  # when it was last tried whether more is let through
         self.refresh()
 
     def when(self, now: float, amount: float) -> float:
@@ -104,7 +110,10 @@ class Ledger:
             return self._ask(now, amount)
         if amount > window.limit:
             amount = window.limit
-        when = now if window.fits(now, amount) else window.when(now, amount)
+        fits = window.fits(now, amount)
+        if not (fits or self.sure) and window.limit == self.found.value:
+            return max(now, self._tested + TEST)
+        when = now if fits else window.when(now, amount)
         if self._credit >= 0.0 or amount > self._lump:
             return when
         debt = -self._credit - (now - self._at) * self._rate()
@@ -134,6 +143,8 @@ class Ledger:
             return window.add(now, amount)
         if self._asked < INF:
             self._asked = now
+        if not self.sure and window.used + amount > limit:
+            self._tested = now
         if amount <= self._lump:
             if self._burst and now >= self._forget_at:
                 self._burst = 0.0
@@ -179,6 +190,9 @@ class Ledger:
         self.told = most
         if limit.remaining is not None and limit.remaining <= most:
             others = max(0.0, most - limit.remaining - used)
+            self.nothings = self.nothings + 1 if others > 0.5 * most and not limit.remaining else 0
+            if self.nothings >= LIES:
+                others = 0.0
             share = min(1.0, max(0.3, gap))  # the first and rare news count whole, dense ones are smoothed
             self.hold_free(now, self.foreign + share * (others - self.foreign))
         else:
@@ -194,10 +208,16 @@ class Ledger:
         self.refresh()
 
     def find(self, now: float, level: float) -> None:
-        """A limit of so much a minute was found by running into it."""
-        self.found.set(now, max(1.0, level))
+        """A limit of so much a minute was found by running into it: once, so that `exceeded` may refute it."""
+        self.found.set(now, level)
+        self.sure, self._tested = False, now
         self.refresh()
         self._credit, self._at, self._burst, self._burst_until = 0.0, now, 0.0, now
+
+    def exceeded(self, now: float) -> None:
+        """More than was found was let through: it is no limit, or a higher one."""
+        self.found.set(now, 2.0 * self.found.value)
+        self.refresh()
 
     def refresh(self) -> None:
         told = self.told
@@ -231,7 +251,7 @@ class Learner:
 
     __slots__ = (
         "_block_wait", "_blocked_since", "_crowd", "_cut_at", "_dropped", "_gross_at", "_level", "_met", "_probe",
-        "_probe_at", "_score", "_spread", "_standing", "_trip", "adaptive", "answers", "kind", "pace", "quotas",
+        "_probe_at", "_score", "_spread", "_standing", "_trip", "adaptive", "answers", "count", "kind", "pace", "quotas",
         "requests", "slots", "tokens",
     )  # fmt: skip
 
@@ -243,6 +263,7 @@ class Learner:
         self.tokens = Ledger(TOKENS, tpm)
         self.quotas: dict[str, tuple[float, float, float]] = {}  # "requests/day" -> (left, until, when that was heard)
         self.answers = Rate(5.0)
+        self.count = 0  # whole answers
         self._cut_at = self._gross_at = -1.0
         self._standing = self._dropped = 0
         self._blocked_since = INF
@@ -318,13 +339,14 @@ class Learner:
             elif name == "tokens":
                 self.tokens.tell(now, attempt.sent, limit, used_tokens)
             elif name == "requests/second":
-                if limit.limit and self.pace.value > 0.97 * limit.limit:
+                if limit.limit and 1.0 / _MINUTE <= 0.97 * limit.limit < self.pace.value:
                     self.pace.set(now, 0.97 * limit.limit)
             elif name == "tokens/second":
                 if limit.limit:
                     most = Limit(limit=_MINUTE * limit.limit)
                     self.tokens.tell(now, attempt.sent, most, used_tokens)
-            elif name == "requests/day" and limit.remaining is not None:
+            elif limit.remaining is not None and (name.startswith("requests/") or limit.remaining <= 0.0):
+                # A day, an hour, tokens a day, tokens of input: met when nothing is left, until it is full again.
                 known = self.quotas.get(name)
                 # Answers overtake each other: more is left only if it was sent after we had heard of less.
                 if known is None or limit.remaining < known[0] or attempt.sent >= known[2]:
@@ -334,6 +356,11 @@ class Learner:
     def answered(self, now: float, attempt: Attempt, latency: float) -> None:
         """A whole answer."""
         self.answers.tick(now)
+        self.count += 1
+        if not (self.requests.sure and self.tokens.sure):
+            for ledger, used in ((self.requests, attempt.used), (self.tokens, attempt.used_tokens)):
+                if not ledger.sure and used > ledger.found.value * (1.0 + _DUST):
+                    ledger.exceeded(now)
         rate = self.answers.value
         if self._blocked_since < INF and attempt.sent > self._blocked_since:
             self._unblock(attempt.sent)
@@ -356,11 +383,19 @@ class Learner:
         if self.adaptive and attempt.sent > self._cut_at:
             self.slots.overloaded(now)
 
+    def timed_out(self, now: float, attempt: Attempt) -> None:
+        """No answer in the time that the attempt had. Half of those that came in that time are what can be waited for."""
+        came = self.count - attempt.answers
+        if self.adaptive and came and attempt.sent > self._cut_at and self.slots.limit > came // 2:
+            self._cut_at = now
+            self.slots.settle(now, came // 2)
+
     def refused(self, now: float, attempt: Attempt, wait: float | None, in_flight: int) -> None:
         """A 429. Its bookings are given back already; `in_flight` are those still under way."""
         if not self.adaptive or attempt.request is None or (wait is not None and wait > _NOT_OURS):
             return
         attempt.request.refused += 1.0
+        self.requests.nothings = self.tokens.nothings = 0
         if self._told_full(now, attempt, wait):
             return
         trip = now - attempt.sent
@@ -433,7 +468,7 @@ class Learner:
         full = False
         for ledger, used in ((self.requests, attempt.used), (self.tokens, attempt.used_tokens)):
             if used >= _TO_FULL * ledger.found.value:
-                full = True
+                full = ledger.sure = True
                 ledger.window.fits(now, 0.0)
                 ledger.found.set(now, max(1.0, min(ledger.found.value * 0.999, ledger.window.used)))
                 ledger.refresh()
@@ -473,7 +508,12 @@ class Learner:
         level, pace = self._met
         self._met = (requests, self.pace.value)
         again = abs(requests - level) <= ALIKE * requests and not 1 / UNLIKE < self.pace.value / pace < UNLIKE
-        if (again or lasted >= BLOCKED) and not (self.requests.told < INF and requests < UNLIKELY * self.requests.told):
+        if requests < 1.0:
+            self.pace.set(when, INF)  # nothing was let through before: there is no limit to be seen
+            self.slots.reopen(when, START)
+        elif (again or lasted >= BLOCKED) and not (
+            self.requests.told < INF and requests < UNLIKELY * self.requests.told
+        ):
             self.requests.find(when, requests)
             self.tokens.find(when, tokens)
             self.pace.set(when, INF)
