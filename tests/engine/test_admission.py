@@ -173,6 +173,25 @@ def test_a_limit_that_falls_to_a_quarter_and_comes_back_is_followed_within_half_
     assert report.lost == 0
 
 
+@pytest.mark.parametrize("lasted", [3.0, 59.0])
+def test_a_new_process_at_a_window_that_its_former_self_has_filled_is_refused_a_few_times_and_no_more(
+    lasted: float,
+) -> None:
+    made = ANIMALS["sliding_window"](seed=0)
+    for k in range(1700):
+        made.gates[0].book(-1.0 - lasted + k * lasted / 1700, 1.0)
+    report = simulate(made, seconds=130.0)
+    assert sum(report.refused) <= 13 and sum(report.good[58:118]) >= 0.95 * 1800
+    assert sum(report.good[:58]) >= (0.0 if lasted < 10.0 else 0.4 * 1800), "what leaves the window is taken over"
+
+
+def test_a_new_process_at_a_bucket_that_its_former_self_has_emptied_takes_what_is_refilled() -> None:
+    made = ANIMALS["token_bucket"](seed=0)
+    made.gates[0].book(0.0, 1800.0)
+    report = simulate(made, seconds=130.0)
+    assert sum(report.refused) <= 13 and sum(report.good[60:120]) >= 0.95 * 1800
+
+
 # Clocks
 
 
