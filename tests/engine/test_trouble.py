@@ -373,3 +373,90 @@ def test_errors_keep_their_class_through_the_queue() -> None:
         assert sum(isinstance(error, AuthenticationError) for error in found) == 1
 
     run_virtual(scenario)
+
+
+# Refusals and headers that are not what they seem
+
+
+@pytest.mark.parametrize(("begin", "end"), [(0.0, 45.0), (1.0, 46.0)])
+def test_refusals_that_pass_are_no_limit_a_minute(begin: float, end: float) -> None:
+    """45 seconds of 429s without a word, and then a provider that takes 100 a second."""
+
+    async def scenario() -> None:
+        async def handler(_: HTTPRequest) -> HTTPResponse:
+            await asyncio.sleep(0.2)
+            return refusal(429) if begin <= now() < end else answer()
+
+        engine = make_engine(handler, limits=Limits(concurrency=20))
+        assert all(outcome.ok for outcome in await batch(engine, 3000, 512))
+        assert now() < end + 150.0
+
+    run_virtual(scenario)
+
+
+@pytest.mark.parametrize("name", ["requests", "tokens"])
+def test_a_remaining_that_is_always_nothing_is_not_believed_for_long(name: str) -> None:
+    async def scenario() -> None:
+        async def handler(_: HTTPRequest) -> HTTPResponse:
+            await asyncio.sleep(1.0)
+            return answer(**{f"x_ratelimit_limit_{name}": "100000", f"x_ratelimit_remaining_{name}": "0"})
+
+        engine = make_engine(handler)
+        await batch(engine, 300, 100)
+        assert now() < 60.0
+
+    run_virtual(scenario)
+
+
+def test_a_server_of_four_slots_with_long_answers_loses_no_row_to_time_outs() -> None:
+    """FAULTS 34: more in flight than can be answered within first_byte only makes all of them late."""
+
+    async def scenario() -> None:
+        slots = asyncio.Semaphore(4)
+
+        async def handler(_: HTTPRequest) -> HTTPResponse:
+            try:
+                async with asyncio.timeout(120.0), slots:
+                    await asyncio.sleep(20.0)
+            except TimeoutError:
+                raise APITimeoutError("no first byte", code="timeout_first_byte") from None
+            return answer()
+
+        engine = make_engine(handler)
+        assert all(outcome.ok for outcome in await batch(engine, 300))
+        assert engine.stats.attempts < 600
+        assert now() < 1.2 * 300 / 4 * 20.0
+
+    run_virtual(scenario)
+
+
+@pytest.mark.parametrize(
+    "names", [("tokens", "day"), ("requests", "hour"), ("tokens", "hour")], ids=["tpd", "rph", "tph"]
+)
+def test_nothing_left_of_any_limit_that_is_told_is_believed(names: tuple[str, str]) -> None:
+    async def scenario() -> None:
+        sent = 0
+        header = f"x_ratelimit_remaining_{names[0]}_{names[1]}"
+
+        async def handler(_: HTTPRequest) -> HTTPResponse:
+            nonlocal sent
+            sent += 1
+            await asyncio.sleep(0.1)
+            return answer(**{header: "0", header.replace("remaining", "reset"): "90"})
+
+        engine = make_engine(handler, limits=Limits(concurrency=4))
+        task = asyncio.create_task(batch(engine, 30, 30))
+        await asyncio.sleep(60.0)
+        assert sent <= 5
+        task.cancel()
+
+    run_virtual(scenario)
+
+
+def test_a_pace_of_next_to_nothing_is_none() -> None:
+    async def scenario() -> None:
+        engine = make_engine(lambda http: answer(x_ratelimit_limit_req_second="0.000000001"))
+        await batch(engine, 20)
+        assert now() < 5.0
+
+    run_virtual(scenario)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from fastllm.policy.adaptive import BACK_OFF, BLIND, COOL_DOWN, START, STEP, Adaptive
+from fastllm.policy.adaptive import BACK_OFF, BLIND, BLINDLY, COOL_DOWN, START, STEP, Adaptive
 
 Latency = Callable[[float, int], float]
 
@@ -132,9 +132,9 @@ def test_before_the_first_answer_it_doubles_once_a_second_and_then_asks_what_hal
     slots = Adaptive(4096)
     assert slots.when(0.0, rates_known=False) == BLIND
     for k in range(3):
+        assert slots.when(0.0, rates_known=False) == 1.0 + k
         slots.double(1.0 + k)
-        assert slots.when(0.0, rates_known=False) == 2.0 + k
-    assert slots.limit == 8 * START
+    assert slots.limit == BLINDLY and slots.when(0.0, rates_known=False) == float("inf")
     play(slots, knee_of(100, 4.0), 400.0, begin=4.0)
     assert 95 <= slots.limit <= 200
 

@@ -234,7 +234,8 @@ def begin_again(limit: int, before: list[float], seconds: float) -> tuple[list[f
             at, left, used, refused = answers.popleft()
             if refused is not None:
                 ledger.settle(refused, -1.0)
-            ledger.tell(at, at - 1.0, Limit(limit=limit, remaining=left), used if refused is None else used - 1.0)
+            ours, counted = (used, True) if refused is None else (used - 1.0, False)
+            ledger.tell(at, at - 1.0, Limit(limit=limit, remaining=left), ours, counted=counted)
         when = ledger.when(now, 1.0) if good or bad else now
         if when > now or (not ledger.known and good + bad):
             now = min(when if when > now else INF, answers[0][0] if answers else INF)

@@ -79,7 +79,7 @@ class Ledger:
 
     __slots__ = (
         "_asked", "_at", "_burst", "_burst_until", "_credit", "_even", "_fill", "_forget_at", "_lump", "_news",
-        "_tested", "foreign", "found", "left", "name", "nothings", "set_limit", "sure", "told", "window",
+        "_tested", "foreign", "found", "found_at", "left", "name", "nothings", "set_limit", "sure", "told", "window",
     )  # fmt: skip
 
     def __init__(self, name: str, limit: float | None = None, seconds: float = _MINUTE) -> None:
@@ -98,6 +98,7 @@ class Ledger:
         self._asked = INF  # while others use some of it: when something last went out
         self.nothings = 0  # answers in a row, without a refusal, that said that nothing was left for anybody
         self.sure = True  # what was found was met twice
+        self.found_at = 0.0
         self._tested = 0.0  # when it was last tried whether more is let through
         self.refresh()
 
@@ -172,8 +173,9 @@ class Ledger:
         if self._credit < INF:
             self._credit -= difference
 
-    def tell(self, now: float, sent: float, limit: Limit, used: float) -> None:
-        """Hear what the provider said of an attempt that was sent then, with which we had used so much ourselves.
+    def tell(self, now: float, sent: float, limit: Limit, used: float, *, counted: bool = True) -> None:
+        """Hear what the provider said of an attempt that was sent then, with which we had used so much ourselves;
+        `counted` is False for one that it refused.
 
         Headers are written when a request is let in, and come with its answer: a long answer brings old news.
         """
@@ -190,7 +192,7 @@ class Ledger:
         self.told = most
         if limit.remaining is not None and limit.remaining <= most:
             others = max(0.0, most - limit.remaining - used)
-            self.nothings = self.nothings + 1 if others > 0.5 * most and not limit.remaining else 0
+            self.nothings = self.nothings + 1 if counted and others > 0.5 * most and not limit.remaining else 0
             if self.nothings >= LIES:
                 others = 0.0
             share = min(1.0, max(0.3, gap))  # the first and rare news count whole, dense ones are smoothed
@@ -210,7 +212,7 @@ class Ledger:
     def find(self, now: float, level: float) -> None:
         """A limit of so much a minute was found by running into it: once, so that `exceeded` may refute it."""
         self.found.set(now, level)
-        self.sure, self._tested = False, now
+        self.sure, self.found_at, self._tested = False, now, now
         self.refresh()
         self._credit, self._at, self._burst, self._burst_until = 0.0, now, 0.0, now
 
@@ -251,8 +253,8 @@ class Learner:
 
     __slots__ = (
         "_block_wait", "_blocked_since", "_crowd", "_cut_at", "_dropped", "_gross_at", "_level", "_met", "_probe",
-        "_probe_at", "_score", "_spread", "_standing", "_trip", "adaptive", "answers", "count", "kind", "pace", "quotas",
-        "requests", "slots", "tokens",
+        "_probe_at", "_score", "_spread", "_standing", "_trip", "adaptive", "answers", "count", "kind", "pace",
+        "quotas", "requests", "slots", "tokens",
     )  # fmt: skip
 
     def __init__(self, slots: Adaptive, *, rpm: float | None, tpm: float | None, adaptive: bool = True) -> None:
@@ -335,9 +337,9 @@ class Learner:
         used_tokens = attempt.used_tokens if counted else attempt.used_tokens - attempt.estimate
         for name, limit in hints.limits.items():
             if name == "requests":
-                self.requests.tell(now, attempt.sent, limit, used)
+                self.requests.tell(now, attempt.sent, limit, used, counted=counted)
             elif name == "tokens":
-                self.tokens.tell(now, attempt.sent, limit, used_tokens)
+                self.tokens.tell(now, attempt.sent, limit, used_tokens, counted=counted)
             elif name == "requests/second":
                 if limit.limit and 1.0 / _MINUTE <= 0.97 * limit.limit < self.pace.value:
                     self.pace.set(now, 0.97 * limit.limit)
@@ -359,7 +361,7 @@ class Learner:
         self.count += 1
         if not (self.requests.sure and self.tokens.sure):
             for ledger, used in ((self.requests, attempt.used), (self.tokens, attempt.used_tokens)):
-                if not ledger.sure and used > ledger.found.value * (1.0 + _DUST):
+                if used > ledger.found.value * (1.0 + _DUST) and attempt.sent > ledger.found_at and not ledger.sure:
                     ledger.exceeded(now)
         rate = self.answers.value
         if self._blocked_since < INF and attempt.sent > self._blocked_since:
@@ -384,7 +386,7 @@ class Learner:
             self.slots.overloaded(now)
 
     def timed_out(self, now: float, attempt: Attempt) -> None:
-        """No answer in the time that the attempt had. Half of those that came in that time are what can be waited for."""
+        """No answer in the time that the attempt had: half as many as were answered in that time can be waited for."""
         came = self.count - attempt.answers
         if self.adaptive and came and attempt.sent > self._cut_at and self.slots.limit > came // 2:
             self._cut_at = now
