@@ -359,3 +359,8 @@ def test_waiting_for_a_limit_is_told_and_does_not_deceive_the_eta() -> None:
             assert view.eta == pytest.approx(90, rel=0.05)
     assert "300 waiting for limits" in [part.text for part in fields(view)]
     assert not [part for part in fields(View()) if part.name == "waiting"]
+
+    for unknown in (None, 0.0):
+        found = summary(Snapshot(ok=1, done=1, cost_usd=unknown))
+        assert "cost" not in dict(found.lines())
+        assert (b'"cost_usd": null' in found.to_json()) == (unknown is None)

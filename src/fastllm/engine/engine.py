@@ -538,8 +538,11 @@ class Engine:
 
     def snapshot(self) -> Snapshot:
         """Give the counters and each endpoint's limits at this moment."""
-        limits = {endpoint.name: endpoint.limiter.describe() for endpoint in self.router.endpoints}
-        return self.stats.snapshot(self.clock.now(), limits)
+        endpoints = self.router.endpoints
+        limits = {endpoint.name: endpoint.limiter.describe() for endpoint in endpoints}
+        costs = [endpoint.cost for endpoint in endpoints]
+        known = [cost for cost in costs if cost is not None]
+        return self.stats.snapshot(self.clock.now(), limits, sum(known) if len(known) == len(costs) else None)
 
     @property
     def concurrency(self) -> int | None:

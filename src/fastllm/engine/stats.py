@@ -22,6 +22,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     `done` = `ok` + `failed`; `cached` and `joined` (identical request already under way) are part of `ok`.
     `attempts` counts what was sent, `retries` those after the first, `hedges` those sent beside one that was late,
     `rate_limited` answers of 429.
+    `cost_usd` is what the answers cost by their usage and the price table; None where a price or usage is not known.
     `waiting` requests wait for admission, `in_flight` ones are at the provider; `backing_off` sleep before a retry.
     """
 
@@ -47,6 +48,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     p95: float | None = None
     p99: float | None = None
     limits: dict[str, str] = {}
+    cost_usd: float | None = 0.0
 
     @property
     def cache_hit_ratio(self) -> float | None:
@@ -134,8 +136,8 @@ class Stats:
                     break
         return found
 
-    def snapshot(self, now: float, limits: dict[str, str] | None = None) -> Snapshot:
-        """Give all counters at once. `limits` describes each endpoint's limiter in words."""
+    def snapshot(self, now: float, limits: dict[str, str] | None = None, cost: float | None = 0.0) -> Snapshot:
+        """Give all counters at once. `limits` describes each endpoint's limiter in words, `cost` is in USD."""
         p50, p95, p99 = self.percentiles((0.5, 0.95, 0.99))
         return Snapshot(
             elapsed=max(0.0, now - self.started),
@@ -160,6 +162,7 @@ class Stats:
             p95=p95,
             p99=p99,
             limits=limits or {},
+            cost_usd=cost,
         )
 
     def __repr__(self) -> str:

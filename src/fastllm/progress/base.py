@@ -48,6 +48,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     cached: int = 0
     hit_ratio: float | None = None
     failed: int = 0
+    cost: float = 0.0  # USD; 0 where it is not known
     eta: float | None = None
     overall_rate: float = 0.0  # since the beginning, without resumed rows
 
@@ -117,6 +118,7 @@ class Meter:
             cached=now.cached - first.cached,
             hit_ratio=(now.cached - first.cached) / ok if ok > 0 else None,
             failed=now.failed - first.failed,
+            cost=(now.cost_usd or 0.0) - (first.cost_usd or 0.0),
             eta=max(0, total - done) / lasting if total is not None and lasting > 0 else None,
             overall_rate=(now.done - first.done) / elapsed if elapsed > 0 else 0.0,
         )
