@@ -354,13 +354,13 @@ class Engine:
 
     async def _send(self, call: Call, endpoint: Endpoint, http: HTTPRequest, permit: Permit) -> Response:
         """One attempt at a whole answer. The permit is given back here, whatever happens."""
-        sent = self.clock.now()
         failure: LLMError | None = None
         try:
             answer = await self.transport.send(http, call.timeout)
             response = self._read(call.request, endpoint, permit, answer)
-            response.latency = self.clock.now() - sent
-            self._settle(endpoint, call.request, permit, response)
+            response.latency = self.clock.now() - permit.sent
+            endpoint.answered(permit, response, call.request)
+            self.stats.answered(response.latency, response.usage)
             return response
         except LLMError as error:
             failure = error
