@@ -134,6 +134,17 @@ class Endpoint:
         self._refusals = 0
         self.limiter.answered(permit, response.latency)
 
+    def left(self, permit: Permit, seen: Response) -> None:
+        """Book what a stream had used that its reader left: what its usage says, or else its prompt and what had come.
+        The money stays spent, because nobody knows how much the provider had written by then."""
+        limiter, usage = self.limiter, seen.usage
+        limiter.breaker.succeeded(limiter.now, permit.sent)
+        if usage is not None:
+            permit.settle(usage.total_tokens, usage.prompt_tokens)
+            self._pay(permit, seen)
+        else:
+            permit.settle(permit.prompt + len(seen.body) * self.estimator.ratio)
+
     def patient(self, error: LLMError) -> bool:
         """Tell whether a batch should wait until this has passed: not where nobody has ever answered."""
         return only_patience(error) and (error.code not in UNREACHABLE_CODES or self.limiter.breaker.proven)

@@ -388,9 +388,12 @@ class Engine:
         def deadline() -> Deadline:
             return self.clock.deadline(None if due is None else max(0.0, due - self.clock.now()))
 
-        def ended(response: Response | None, error: LLMError | None, shown: bool) -> None:
+        def ended(response: Response | None, error: LLMError | None, shown: bool, *, left: bool = False) -> None:
             try:
-                if response is not None and whole:  # the other of two attempts was first
+                if left and response is not None:
+                    self.stats.left += 1
+                    endpoint.left(permit, response)
+                elif response is not None and whole:  # the other of two attempts was first
                     endpoint.answered(permit, response, request)
                     response = None
                 elif response is not None:
@@ -408,7 +411,7 @@ class Engine:
             if error is not None and shown:
                 self.stats.failure(error)
             if response is not None or (error is not None and shown):
-                self._done(request, response, error, began)
+                self._done(request, response, error, began, left=left)
 
         async def keep(response: Response) -> None:
             if self.cache is not None:
@@ -506,10 +509,12 @@ class Engine:
         self._done(call.request, None, error, call.began)
         return error
 
-    def _done(self, request: Request, response: Response | None, error: LLMError | None, began: float) -> None:
+    def _done(
+        self, request: Request, response: Response | None, error: LLMError | None, began: float, left: bool = False
+    ) -> None:
         if self.observers:
             seconds = self.clock.now() - began
-            self._notify(RequestDone(request=request, response=response, error=error, seconds=seconds))
+            self._notify(RequestDone(request=request, response=response, error=error, seconds=seconds, left=left))
 
     def _notify(self, event: Event) -> None:
         for observer in self.observers:

@@ -22,6 +22,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     `done` = `ok` + `failed`; `cached` and `joined` (identical request already under way) are part of `ok`.
     `attempts` counts what was sent, `retries` those after the first, `hedges` those sent beside one that was late,
     `rate_limited` answers of 429.
+    `left` streams were closed by their readers before the end; they are neither ok nor failed.
     `waiting` requests wait for admission, `in_flight` ones are at the provider; `backing_off` sleep before a retry.
     """
 
@@ -29,6 +30,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     done: int = 0
     ok: int = 0
     failed: int = 0
+    left: int = 0
     cached: int = 0
     joined: int = 0
     attempts: int = 0
@@ -69,6 +71,7 @@ class Stats:
         "hedges",
         "in_flight",
         "joined",
+        "left",
         "most_in_flight",
         "ok",
         "prompt_tokens",
@@ -80,7 +83,7 @@ class Stats:
 
     def __init__(self, now: float) -> None:
         self.started = now
-        self.ok = self.failed = self.cached = self.joined = 0
+        self.ok = self.failed = self.left = self.cached = self.joined = 0
         self.attempts = self.retries = self.hedges = self.rate_limited = 0
         self.in_flight = self.waiting = self.backing_off = self.most_in_flight = 0
         self.prompt_tokens = self.completion_tokens = self.cached_tokens = 0
@@ -142,6 +145,7 @@ class Stats:
             done=self.ok + self.failed,
             ok=self.ok,
             failed=self.failed,
+            left=self.left,
             cached=self.cached,
             joined=self.joined,
             attempts=self.attempts,
