@@ -12,8 +12,9 @@ arrive together (column `group`). Demand pauses for 10 s to 10 minutes after eve
 the first minute of each. Where both limits are set, it is the share of what goes through two windows in order without
 any network: with sizes that vary, no client that keeps its order can fill both. Every 2 hours or so the process is
 restarted and forgets its ledgers. `--restart pause` (the claim): the new one begins 61 s after the last request of
-the old one. `--restart told`: it begins at once with a single request, and is told limit and remaining with its answer
-1 s later, and with every answer from then on.
+the old one. `--restart told`: it begins as soon as that one has arrived, with a single request, and is told limit and
+remaining with every answer, 1 s later. That request knows nothing, and one that asks whether others have left room
+knows that there may be none: the server refuses these, and only these, if need be.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from typing import NamedTuple
 
 from fastllm.policy.headers import Limit
 from fastllm.policy.learner import FREE, REQUESTS, TOKENS, Ledger
-from fastllm.policy.window import WINDOW
+from fastllm.policy.window import WINDOW, Entry
 
 JITTER = 0.2
 LATE = 0.005
@@ -85,6 +86,10 @@ class Server:
         while live and live[0][0] + WINDOW <= at:
             self.used -= live.popleft()[1]
 
+    def has_room(self, at: float, amount: float) -> bool:
+        self.expire(at)
+        return self.used + amount <= self.limit * (1.0 + 1e-9)
+
     def arrive(self, at: float, amount: float) -> None:
         self.expire(at)
         self._live.append((at, amount))
@@ -93,6 +98,21 @@ class Server:
             self.most = self.used
         if self.used > self.limit * (1.0 + 1e-9):
             self.over += 1
+
+
+class Sent(NamedTuple):
+    """One request on its way, what was booked for it, and how much was used with it."""
+
+    arrives: float
+    number: float
+    count: int
+    size: float
+    at: float
+    request: Entry
+    token: Entry
+    used: float
+    used_tokens: float
+    asks: bool
 
 
 class Meter:
@@ -162,29 +182,38 @@ def day(number: int, hours: float, restart: str) -> Result:
     rate = min(rpm or float("inf"), tpm / mean if tpm is not None else float("inf"))
     group = max(1, round(rate / MOST_A_MINUTE))
     servers = Server(rpm), Server(tpm)
-    on_way: list[tuple[float, float, float]] = []
-    answers: deque[tuple[float, float, float, float]] = deque()  # when, sent, used requests, used tokens
+    on_way: list[Sent] = []
+    answers: deque[tuple[Sent, bool, float, float]] = deque()  # what was let through or not, and what was left then
     meter = Meter()
     end, now, sent, restarts = hours * 3600.0, 0.0, 0.0, 0
     requests, tokens = Ledger(REQUESTS, rpm), Ledger(TOKENS, tpm)
     next_restart = RESTART * (0.5 + uniform())
-    told = False
+    told, began_at = False, 0.0
 
     def arrivals(until: float) -> None:
-        while on_way and on_way[0][0] <= until:
-            at, count, size = heapq.heappop(on_way)
-            servers[0].arrive(at, count)
-            servers[1].arrive(at, size)
+        while on_way and on_way[0].arrives <= until:
+            it = heapq.heappop(on_way)
+            amounts = (it.count, it.size)
+            room = all(server.has_room(it.arrives, n) for server, n in zip(servers, amounts, strict=True))
+            if room or not it.asks:
+                for server, n in zip(servers, amounts, strict=True):
+                    server.arrive(it.arrives, n)
+            if told and it.at >= began_at:
+                answers.append((it, room or not it.asks, *(max(0.0, s.limit - s.used) for s in servers)))
 
     def hear(until: float) -> None:
-        while answers and answers[0][0] <= until:
-            at, then, used, used_tokens = answers.popleft()
-            arrivals(at)
-            for server, ledger, own in ((servers[0], requests, used), (servers[1], tokens, used_tokens)):
-                server.expire(at)
+        arrivals(until)
+        while answers and answers[0][0].arrives + ANSWER <= until:
+            it, room, *left = answers.popleft()
+            if not room:
+                requests.settle(it.request, -it.count)
+                tokens.settle(it.token, -it.size)
+            for server, ledger, own, rest in (
+                (servers[0], requests, it.used if room else it.used - it.count, left[0]),
+                (servers[1], tokens, it.used_tokens if room else it.used_tokens - it.size, left[1]),
+            ):
                 if server.limit < float("inf"):
-                    left = max(0.0, server.limit - server.used)
-                    ledger.tell(at, then, Limit(limit=server.limit, remaining=left), own)
+                    ledger.tell(it.arrives + ANSWER, it.at, Limit(limit=server.limit, remaining=rest), own)
 
     while now < end:
         stop = now + WINDOW * rng.randint(10, 60)
@@ -196,7 +225,7 @@ def day(number: int, hours: float, restart: str) -> Result:
             else:
                 size = sum(table[int(uniform() * 4096)] for _ in range(group))
             while True:
-                if answers:
+                if told:
                     hear(now)
                 when = requests.when(now, group)
                 if when > now:
@@ -212,22 +241,24 @@ def day(number: int, hours: float, restart: str) -> Result:
             meter.count(now, group, size, stop)
             if now >= stop:
                 break
-            requests.add(now, group, waited=held == REQUESTS)
-            tokens.add(now, size, waited=held == TOKENS)
+            request = requests.add(now, group, held == REQUESTS)
+            token = tokens.add(now, size, held == TOKENS)
             sent += group
-            heapq.heappush(on_way, (now + JITTER * uniform(), group, size))
-            if told and len(answers) < 1000:
-                answers.append((now + ANSWER, now, requests.window.used, tokens.window.used))
+            asks = first or any(it.window.used > it.left for it in (requests, tokens))
+            used, used_tokens = requests.window.used, tokens.window.used
+            way = Sent(now + JITTER * uniform(), sent, group, size, now, request, token, used, used_tokens, asks)
+            heapq.heappush(on_way, way)
             if first:
-                now, first = now + ANSWER, False
+                now, first = now + ANSWER + JITTER, False
             arrivals(now)
         if now >= next_restart:
             next_restart = now + RESTART * (0.5 + uniform())
             restarts += 1
             requests, tokens = Ledger(REQUESTS, rpm), Ledger(TOKENS, tpm)
             answers.clear()
+            began_at = now
             told = restart == "told"
-            now += 0.0 if told else 61.0
+            now += JITTER if told else 61.0
         else:
             now += 10.0 + 590.0 * uniform()
     arrivals(float("inf"))

@@ -11,9 +11,10 @@ MOST_TOKENS = 10_000_000  # of one answer; a count beyond it is a provider's mis
 
 
 class TokenDetails(msgspec.Struct):
-    """Parts of a token count: cached, reasoning and audio tokens where the provider tells them."""
+    """Parts of a token count, where the provider tells them: read from its cache, written to it, reasoning, audio."""
 
     cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
     reasoning_tokens: int | None = None
     audio_tokens: int | None = None
 

@@ -132,6 +132,7 @@ class _Head(msgspec.Struct):
     max_completion_tokens: int | None = None
     max_output_tokens: int | None = None
     n: int | None = None
+    best_of: int | None = None
 
 
 _MOST = 2**53  # what a float counts exactly; ledgers are floats
@@ -172,9 +173,11 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
             raise InvalidRequestError(f"the request body is not a valid JSON object: {error}", sent=False) from None
         except RecursionError:
             raise InvalidRequestError("the request body is nested too deeply", sent=False) from None
-        limit = head.max_completion_tokens or head.max_tokens or head.max_output_tokens or 0
-        if limit < 0 or limit > _MOST or head.n:
-            limit = _all_answers(limit, head.n or 1)
+        limit = head.max_completion_tokens or head.max_output_tokens or 0
+        if head.max_tokens is not None and head.max_tokens > limit:
+            limit = head.max_tokens
+        if limit < 0 or limit > _MOST or head.n or head.best_of:
+            limit = _all_answers(limit, max(head.n or 1, head.best_of or 1))
         return cls(
             path=path,
             body=body,

@@ -344,11 +344,12 @@ def test_nobody_is_hedged_while_the_endpoint_is_in_trouble_or_busy(state: str) -
         if state == "parked":
             limiter.park(5.0)
         elif state == "opened":
-            limiter.breaker.opened, limiter.breaker._next = now(), 0.0
+            limiter.breaker.opened, limiter.breaker._next = True, 0.0
         elif state == "full":
             limiter.in_flight += 100_000
         elif state == "queue":
-            limiter._queues[1].append(_Waiter(asyncio.get_running_loop().create_future(), Estimate(1.0, 1.0, 1.0)))
+            future = asyncio.get_running_loop().create_future()
+            limiter._queues[1].append(_Waiter(future, Estimate(1.0, 1.0, 1.0), 600.0, None))
         else:
             limiter.learner._blocked_since, limiter.learner._probe_at = now(), 0.0
         assert (await task).attempts == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -111,8 +112,8 @@ def test_a_small_user_never_hears_of_it() -> None:
 
 
 @pytest.mark.parametrize("status", [500, 503])
-def test_a_batch_of_which_half_fails_waits_and_loses_no_row(status: int) -> None:
-    """1,000 retries at 10 a second and a fifth: far longer than the 10 s that one request may take."""
+def test_a_batch_of_which_half_fails_loses_no_row_and_hardly_waits(status: int) -> None:
+    """Its retries take the place of its next rows: as many as there are requests are no load that was not there."""
 
     async def scenario() -> None:
         provider = HalfFail(refusal(status))
@@ -120,16 +121,16 @@ def test_a_batch_of_which_half_fails_waits_and_loses_no_row(status: int) -> None
         found = [outcome async for outcome in outcomes(engine, rows(1000), concurrency=1000)]
         assert [outcome.error for outcome in found if outcome.error is not None] == []
         assert len(found) == 1000 and provider.attempts == 1999
-        assert provider.attempts <= 1.2 * 1000 + 10.0 * (now() + 10.0)
-        assert 60.0 < now() < 120.0 and idle(engine)
+        assert now() < 10.0 and idle(engine)
 
     run_virtual(scenario)
 
 
 def test_a_batch_that_waits_for_the_budget_can_be_stopped() -> None:
     async def scenario() -> None:
-        engine = make_engine(HalfFail(refusal(500)), limits=PLENTY)
-        tasks = [asyncio.create_task(engine.execute(request(str(i), priority=1))) for i in range(600)]
+        turn = itertools.count(1)
+        engine = make_engine(lambda http: refusal(500) if next(turn) % 7 else answer(), limits=PLENTY)
+        tasks = [asyncio.create_task(engine.execute(request(str(i), priority=1))) for i in range(2000)]
         await asyncio.sleep(5.0)
         assert engine.stats.backing_off > 200 and engine.stats.in_flight < 20
         for task in tasks:

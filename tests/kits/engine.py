@@ -15,7 +15,7 @@ from fastllm.options import Limits, Retry, Timeout
 from fastllm.providers.openai import OpenAIProvider
 from fastllm.testing.clock import VirtualClock
 from fastllm.transport.scripted import ScriptedTransport
-from fastllm.types import HTTPRequest, HTTPResponse, Request, Target
+from fastllm.types import Headers, HTTPRequest, HTTPResponse, Request, Target
 
 
 def request(text: str = "hello", **more: Any) -> Request:
@@ -49,13 +49,15 @@ def make_engine(
     retry: Retry | None = None,
     timeout: Timeout | None = None,
     observers: Any = (),
+    headers: dict[str, str] | None = None,
 ) -> Engine:
     """Make an engine on the running virtual loop whose provider is `handler`."""
     clock = VirtualClock()
 
     async def resolve(model: str) -> Endpoint:
         limiter = Limiter(limits or Limits(), clock)
-        return Endpoint(f"test/{model}", OpenAIProvider(), Target(base_url="http://test", model=model), limiter)
+        target = Target(base_url="http://test", model=model, headers=Headers(headers or {}))
+        return Endpoint(f"test/{model}", OpenAIProvider(), target, limiter)
 
     return Engine(
         Router(resolve),

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from fastllm.policy.adaptive import BACK_OFF, BLIND, COOL_DOWN, START, STEP, Adaptive
+from fastllm.policy.adaptive import BACK_OFF, BLIND, BLINDLY, COOL_DOWN, START, STEP, Adaptive
 
 Latency = Callable[[float, int], float]
 
@@ -62,16 +62,11 @@ def test_it_stops_at_the_knee_and_loses_no_throughput(knee: int, seed: int) -> N
     assert mean >= 0.97
 
 
-DOUBLES = pytest.mark.xfail(strict=True, reason="a trial downwards that the shift falls into doubles it for a minute")
-
-
-@pytest.mark.parametrize(
-    "at", [150.0, 157.0, 163.0, 200.0, *(pytest.param(at, marks=DOUBLES) for at in (171.0, 180.0, 190.0))]
-)
+@pytest.mark.parametrize("at", [150.0, 157.0, 163.0, 171.0, 180.0, 190.0, 200.0])
 def test_answers_that_take_twenty_times_as_long_do_not_move_it(at: float) -> None:
     """The knee stays where it is: so does the throughput in requests under way, and no trial is mistaken."""
     slots = Adaptive(4096)
-    before = play(slots, knee_of(100, 0.5), at)[-1]
+    before = max(play(slots, knee_of(100, 0.5), at)[-5:])  # at 190 s it is in the midst of a step down from 160
     after = play(slots, knee_of(100, 10.0), 600.0, begin=at)
     assert before >= 100 and min(after) >= 100 / STEP - 1
     assert sum(min(1.0, limit / 100) for limit in after) >= 0.97 * len(after)
@@ -137,9 +132,9 @@ def test_before_the_first_answer_it_doubles_once_a_second_and_then_asks_what_hal
     slots = Adaptive(4096)
     assert slots.when(0.0, rates_known=False) == BLIND
     for k in range(3):
+        assert slots.when(0.0, rates_known=False) == 1.0 + k
         slots.double(1.0 + k)
-        assert slots.when(0.0, rates_known=False) == 2.0 + k
-    assert slots.limit == 8 * START
+    assert slots.limit == BLINDLY and slots.when(0.0, rates_known=False) == float("inf")
     play(slots, knee_of(100, 4.0), 400.0, begin=4.0)
     assert 95 <= slots.limit <= 200
 

@@ -59,7 +59,15 @@ def test_a_reset_is_tried_again_sooner() -> None:
 @given(st.floats(0, 120), st.floats(0, 1, exclude_max=True), st.integers(1, 50))
 def test_retry_after_is_a_minimum(after: float, roll: float, attempt: int) -> None:
     pause = delay(Retry(), e.RateLimitError("x", retry_after=after), attempt, 1, lambda: roll)
-    assert pause is not None and after <= pause <= after + 1
+    most = after + 1 if after >= 0.5 else max(after, min(30.0, 0.5 * 2.0 ** (attempt - 1))) + 1
+    assert pause is not None and after <= pause <= most
+
+
+def test_a_retry_after_of_nothing_does_not_make_the_back_off_shorter() -> None:
+    for after in (None, 0.0, 0.01):
+        error = e.RateLimitError("x", retry_after=after)
+        pauses = [delay(Retry(), error, n, 1, lambda: 0.999) for n in range(1, 8)]
+        assert all(pause is not None and pause >= 0.99 * 0.5 * 2.0**n for n, pause in enumerate(pauses[:6]))
 
 
 def test_retry_after_beyond_the_cap_is_final() -> None:

@@ -239,7 +239,7 @@ def test_eight_endpoints_with_prices_of_the_table_share_one_budget_and_never_pas
                 held = purse.reserve(size, most, 1)
             except BudgetExceededError:
                 continue
-            used = Usage(prompt_tokens=rng.randrange(size + 1), completion_tokens=rng.randrange(most + 1))
+            used = Usage(prompt_tokens=rng.randrange(1, size + 1), completion_tokens=rng.randrange(most + 1))
             paid[number] += purse.settle(held, used) or 0.0
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]

@@ -75,7 +75,9 @@ def test_a_reset_is_a_duration_a_time_or_an_epoch(text: str, seconds: float | No
     ("value", "seconds"),
     [
         ("20", 20.0), ("0", 0.0), ("0.5", 0.5), ("1m30s", 90.0), ("86400", DAY), ("1e308", LONGEST),
-        ("nan", None), ("inf", None), ("-inf", None), ("-5", None), ("", None), ("soon", None), ("5, 10", None),
+        ("nan", None), ("inf", None), ("-inf", None), ("-5", None), ("", None), ("soon", None),
+        ("5, 10", 10.0), ("5, soon", None), (str(int(NOW) + 30), 30.0), ("1792995230", 0.0),
+        ("2026-01-01T00:00:00Z", 0.0),
         ("\xff\xfe", None), ("Mon, 32 Foo 2026 99:99:99 GMT", None), ("x" * 5000, None),
     ],
 )  # fmt: skip

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings, strategies as st
 
 from fastllm.policy.adaptive import Adaptive
 from fastllm.policy.headers import Hints, Limit
-from fastllm.policy.learner import BURST, FREE, PACE, REQUESTS, SLOTS, Attempt, Learner, Ledger
+from fastllm.policy.learner import ASK, FREE, PACE, REQUESTS, SLOTS, Attempt, Learner, Ledger
 from fastllm.policy.window import GUARD, WINDOW
 
 INF = float("inf")
@@ -23,10 +23,10 @@ def learner(rpm: float | None = None, tpm: float | None = None, **more: Any) -> 
     return Learner(Adaptive(4096), rpm=rpm, tpm=tpm, **more)
 
 
-def send(it: Learner, now: float, *, tokens: float = 1.0, held: str = FREE, number: int = 1) -> Attempt:
+def send(it: Learner, now: float, *, tokens: float = 1.0, held: str = FREE) -> Attempt:
     """Book an attempt as engine/limiter does."""
     attempt = Attempt(tokens)
-    attempt.held, attempt.sent, attempt.number = held, now, number
+    attempt.held, attempt.sent = held, now
     attempt.request = it.requests.add(now, 1.0, waited=held == REQUESTS)
     attempt.token = it.tokens.add(now, tokens, waited=False)
     attempt.used, attempt.used_tokens = it.requests.window.used, it.tokens.window.used
@@ -112,7 +112,36 @@ def test_after_an_idle_minute_a_burst_may_go_out_at_once_and_no_more() -> None:
     while ledger.when(300.0, 1.0) <= 300.0:
         ledger.add(300.0, 1.0, waited=False)
         sent += 1
-    assert BURST * 1000 <= sent <= min(1000, BURST * 1000 + 1)
+    assert sent == 1000
+
+
+def test_a_burst_that_has_left_the_window_slows_nothing_down() -> None:
+    ledger, sent, now = Ledger("requests", 600.0), 0, 60.5
+    for at in (*(k / 1000 for k in range(300)), *(55.0 + k / 1000 for k in range(6))):
+        ledger.add(at, 1.0, False)
+    while now < 115.0:
+        when = ledger.when(now, 1.0)
+        if when <= now:
+            ledger.add(now, 1.0, True)
+            sent += 1
+        now = max(when, now + 1e-4)
+    assert sent >= 0.9 * 600 * (115.0 - 60.5) / 60
+
+
+def test_a_full_window_saves_up_nothing_for_a_burst() -> None:
+    """Something else held requests back, while this ledger was nearly full; what leaves it then is used at once."""
+    ledger, sent, now, waited = Ledger("requests", 600.0), 0, 121.2, False
+    for k in range(590):
+        ledger.add(61.1 + k / 40, 1.0, True)
+    while now < 137.2:
+        when = ledger.when(now, 1.0)
+        if when <= now:
+            ledger.add(now, 1.0, waited)
+            sent, waited = sent + 1, False
+        else:
+            waited = True
+        now = max(when, now + 1e-4)
+    assert sent >= 0.9 * 600
 
 
 def test_without_a_limit_it_only_counts() -> None:
@@ -144,8 +173,18 @@ def test_limits_a_second_and_a_day_are_heard_too() -> None:
     assert it.pace.value == pytest.approx(9.7)
     it.heard(1.0, send(it, 0.6), told(50, name="tokens/second"))
     assert it.tokens.limit == 3000
-    it.heard(1.0, send(it, 0.7, number=5), told(1000, 2, "requests/day", 3600.0))
-    assert it.quota_at(2.0, 7) == 0.0 and it.quota_at(2.0, 8) == 3601.0 and it.quota_at(3601.0, 8) == 0.0
+    it.heard(1.0, send(it, 0.7), told(1000, 2, "requests/day", 3600.0))
+    assert it.quota_at(2.0, 1) == 0.0 and it.quota_at(2.0, 2) == 3601.0 and it.quota_at(3601.0, 2) == 0.0
+
+
+def test_a_day_has_the_least_left_that_was_told_until_newer_news() -> None:
+    it = learner()
+    late, first, last = send(it, 0.0), send(it, 0.1), send(it, 2.0)
+    it.heard(1.0, first, told(1000, 5, "requests/day", 3600.0))
+    it.heard(1.5, late, told(1000, 50, "requests/day", 3600.0))
+    assert it.quota_at(2.0, 5) == 3601.0, "it was overtaken on its way"
+    it.heard(3.0, last, told(1000, 900, "requests/day", 3600.0))
+    assert it.quota_at(3.0, 5) == 0.0, "the quota rolls on"
 
 
 @pytest.mark.parametrize("limit", [None, 0.0, 0.5])
@@ -177,6 +216,65 @@ def test_what_a_neighbour_uses_is_held_free_and_given_back() -> None:
     assert it.requests.limit == pytest.approx(59.5, abs=0.5)
     talk(100, 30, 0.0)
     assert it.requests.limit == 100.0
+
+
+def begin_again(limit: int, before: list[float], seconds: float) -> tuple[list[float], list[float]]:
+    """A new process, at time 0, at a sliding window in which its former self stands with requests at these times.
+
+    It sends one request, hears limit and remaining a second later, and goes on; so with every answer. Gives when it
+    was let through, and when it was refused.
+    """
+    ledger, now = Ledger(REQUESTS), 0.0
+    live = deque(sorted(before))
+    answers: deque[tuple[float, float, float, Any]] = deque()
+    good: list[float] = []
+    bad: list[float] = []
+    while now < seconds:
+        while answers and answers[0][0] <= now:
+            at, left, used, refused = answers.popleft()
+            if refused is not None:
+                ledger.settle(refused, -1.0)
+            ours, counted = (used, True) if refused is None else (used - 1.0, False)
+            ledger.tell(at, at - 1.0, Limit(limit=limit, remaining=left), ours, counted=counted)
+        when = ledger.when(now, 1.0) if good or bad else now
+        if when > now or (not ledger.known and good + bad):
+            now = min(when if when > now else INF, answers[0][0] if answers else INF)
+            continue
+        entry = ledger.add(now, 1.0, False)
+        while live and live[0] + WINDOW <= now:
+            live.popleft()
+        room = len(live) < limit
+        (good if room else bad).append(now)
+        if room:
+            live.append(now)
+        answers.append((now + 1.0, limit - len(live), ledger.window.used, None if room else entry))
+        now += 1e-3
+    return good, bad
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 400), st.floats(0.0, 1.0), st.floats(-60.0, -0.01), st.floats(0.0, 1.0))
+@example(400, 1.0, -60.0, 1.0)  # it had used the limit evenly
+@example(400, 1.0, -10.0, 0.05)  # all at once, ten seconds ago
+def test_a_new_process_leaves_room_for_what_its_former_self_used(
+    limit: int, share: float, begin: float, spread: float
+) -> None:
+    """Besides the first, so many are refused as may ask, at most."""
+    used = int(limit * share)
+    before = [begin * (1.0 - spread * k / max(1, used)) for k in range(used)]
+    good, bad = begin_again(limit, before, 310.0)
+    assert len(bad) <= 1 + WINDOW / ASK
+    check_minutes([*before, *good], limit)
+    assert sum(at > 58.0 for at in good) >= 3.5 * limit - 1, "and the four minutes after it are used"
+
+
+def check_minutes(times: list[float], limit: int) -> None:
+    live: deque[float] = deque()
+    for at in sorted(times):
+        live.append(at)
+        while live[0] + WINDOW <= at:
+            live.popleft()
+        assert len(live) <= limit
 
 
 def test_a_full_ledger_that_was_told_learns_nothing_from_a_refusal() -> None:

@@ -10,8 +10,11 @@ from hypothesis import given, strategies as st
 
 from fastllm.answers import TokenDetails, Usage
 from fastllm.errors import ConfigError
+from fastllm.policy.budget import Budget
 from fastllm.policy.pricing import LongPrompt, Price, PriceTable
+from fastllm.policy.purse import Purse, answers_asked
 from fastllm.providers.vendors import VENDORS
+from fastllm.types import Request
 
 TABLE = PriceTable.load()
 ROWS = list(TABLE)
@@ -174,3 +177,60 @@ def test_a_bad_file_is_named_with_the_place(tmp_path: Path, content: str, messag
     assert "prices.toml" in str(caught.value)
     with pytest.raises(ConfigError, match=r"none\.json: No such file"):
         PriceTable.load(tmp_path / "none.json")
+
+
+# What providers count in their own way
+
+
+def test_reasoning_that_only_the_total_shows_is_billed_as_answer() -> None:
+    """xAI's documentation gives this usage."""
+    price = Price(input=1.0, output=10.0)
+    said = Usage(prompt_tokens=32, completion_tokens=9, total_tokens=135)
+    assert price.cost(said) == pytest.approx((32 * 1.0 + 103 * 10.0) / 1e6)
+    assert price.cost(Usage(prompt_tokens=32, completion_tokens=9)) == pytest.approx((32 + 90) / 1e6)
+
+
+def test_a_purse_never_books_more_than_it_held_for_an_absurd_total() -> None:
+    budget = Budget(1.0)
+    purse = Purse(budget, Price(input=1.0, output=10.0, max_output_tokens=1000), model="m")
+    held = purse.reserve(1000, 1000, 1)
+    purse.settle(held, Usage(prompt_tokens=100, completion_tokens=10, total_tokens=5 * 10**6))
+    assert budget.spent == pytest.approx(held.amount, abs=1e-9)
+
+
+@pytest.mark.parametrize("said", [Usage(), Usage(prompt_tokens=-5, completion_tokens=-1), Usage(completion_tokens=3)])
+def test_a_usage_that_counts_no_prompt_keeps_what_was_held(said: Usage) -> None:
+    budget = Budget(1.0)
+    purse = Purse(budget, Price(input=1.0, output=10.0, max_output_tokens=1000), model="m")
+    held = purse.reserve(1000, 1000, 1)
+    purse.settle(held, said)
+    assert budget.spent == pytest.approx(held.amount, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("fields", "most", "answers"),
+    [
+        (b'"max_tokens":100,"best_of":20', 2000, 20),
+        (b'"max_tokens":100,"n":3,"best_of":20', 2000, 20),
+        (b'"max_tokens":1000,"max_completion_tokens":10', 1000, 1),
+        (b'"max_tokens":10,"max_completion_tokens":1000', 1000, 1),
+        (b'"n":4', 0, 4),
+    ],
+)
+def test_the_bound_counts_every_answer_and_the_larger_limit(fields: bytes, most: int, answers: int) -> None:
+    body = b'{"model":"m","prompt":"x",%b}' % fields
+    assert Request.from_body(body, path="/completions").max_tokens == most
+    assert answers_asked(body) == answers
+
+
+@given(*(st.integers(-10, 5000) for _ in range(4)), st.integers(0, 20_000))
+def test_a_cost_is_never_less_than_nothing_nor_more_than_the_bound(
+    prompt: int, answer: int, cached: int, written: int, total: int
+) -> None:
+    details = TokenDetails(cached_tokens=cached, cache_write_tokens=written)
+    said = Usage(prompt_tokens=prompt, completion_tokens=answer, total_tokens=total, prompt_tokens_details=details)
+    price = Price(input=2.0, output=8.0, cached_input=0.5, cache_write=2.5)
+    cost = price.cost(said)
+    assert (
+        0.0 <= cost <= price.bound(said.prompt_tokens, max(said.completion_tokens, total - said.prompt_tokens)) + 1e-12
+    )

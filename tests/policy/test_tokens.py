@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from fastllm.answers import Usage
-from fastllm.policy.tokens import MOST_RATIO, START_ANSWER, START_RATIO, Estimator
+from fastllm.policy.tokens import FIRST_ANSWER, MOST_RATIO, START_ANSWER, START_RATIO, Estimator
 from fastllm.types import EMBEDDINGS, MODERATIONS, Request
 
 
@@ -30,7 +30,7 @@ def test_the_first_estimate_is_a_little_more_than_a_token_every_four_bytes() -> 
 def test_before_any_answer_the_callers_bound_is_what_is_reserved() -> None:
     assert Estimator().estimate(request(0, max_tokens=50)).tokens == 51
     assert Estimator().estimate(request(0, max_tokens=5000)).tokens == 5001
-    assert START_ANSWER < Estimator().estimate(request(0)).tokens < 2 * START_ANSWER
+    assert FIRST_ANSWER < Estimator().estimate(request(0)).tokens < 2 * FIRST_ANSWER
 
 
 @pytest.mark.parametrize("path", [EMBEDDINGS, MODERATIONS])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 
 from ..errors import (
     APIConnectionError,
     APIStatusError,
+    BudgetExceededError,
     InternalServerError,
     LLMError,
     OverloadedError,
@@ -30,6 +32,9 @@ from .limiter import Limiter, Permit
 logger = logging.getLogger("fastllm")
 
 PERMISSION = 3  # refusals of a kind that may concern one request, in a row, until the key is taken to be refused
+_LATE = frozenset({"timeout_first_byte", "timeout_attempt"})
+_KEY_HEADER = re.compile(rb"(?i)authorization|key|token|cookie|secret")
+_SHORTEST_KEY = 8
 NO_NAMES: Mapping[str, str] = MappingProxyType({})
 
 
@@ -38,6 +43,7 @@ class Endpoint:
 
     __slots__ = (
         "_refusals",
+        "_secrets",
         "_warned",
         "estimator",
         "hedging",
@@ -72,6 +78,7 @@ class Endpoint:
         self.retries = RetryBudget(limiter.now)
         self.hedging: Hedging | None = None  # once somebody asks for it
         self._refusals = 0
+        self._secrets = _secrets(target)
         self._warned = False
         self.scope = scope(provider.name, target.base_url, target.headers, namespace)
 
@@ -111,17 +118,26 @@ class Endpoint:
             if error.retryable:
                 limiter.refused(permit, error.retry_after)
         elif isinstance(error, (APIConnectionError, InternalServerError)):
-            if error.code in UNREACHABLE_CODES and not (limiter.breaker.proven or self._warned):
-                self._warned = True  # a batch would otherwise wait without a word
-                logger.warning("%s does not answer (%s); trying again", self.name, error.message)
-            if isinstance(error, OverloadedError):
-                limiter.overloaded(permit)
-            if limiter.failed(permit) and limiter.breaker.proven:
-                logger.warning(
-                    "%s does not answer (%s); asking every %g s whether it is back", self.name, error.message, PROBE
-                )
-            if limiter.breaker.dead:
-                limiter.condemn(error)  # a wrong address, or a server that is down: no use to try every row
+            self.broke(permit, error)
+        elif isinstance(error, APIStatusError) and not error.fatal_for_key:
+            limiter.alive(permit)
+
+    def broke(self, permit: Permit, error: LLMError) -> None:
+        """Learn from an attempt whose end says nothing about its request."""
+        limiter = self.limiter
+        if error.code in UNREACHABLE_CODES and not (limiter.breaker.proven or self._warned):
+            self._warned = True  # a batch would otherwise wait without a word
+            logger.warning("%s does not answer (%s); trying again", self.name, error.message)
+        if isinstance(error, OverloadedError):
+            limiter.overloaded(permit)
+        if error.code in _LATE:
+            limiter.timed_out(permit)
+        if limiter.failed(permit, answered=error.status_code is not None) and limiter.breaker.proven:
+            logger.warning(
+                "%s does not answer (%s); asking every %g s whether it is back", self.name, error.message, PROBE
+            )
+        if limiter.breaker.dead:
+            limiter.condemn(error)  # a wrong address, or a server that is down: no use to try every row
 
     def answered(self, permit: Permit, response: Response, request: Request) -> None:
         """Book what a whole answer really cost, and learn from it."""
@@ -147,15 +163,31 @@ class Endpoint:
 
     def patient(self, error: LLMError) -> bool:
         """Tell whether a batch should wait until this has passed: not where nobody has ever answered."""
+        breaker = self.limiter.breaker
+        if breaker.opened and breaker.proven and isinstance(error, (APIConnectionError, InternalServerError)):
+            return True  # a probe's failure is the outage's, not the request's
         return only_patience(error) and (error.code not in UNREACHABLE_CODES or self.limiter.breaker.proven)
 
-    def may_retry(self, error: LLMError) -> bool:
+    def give_up_after(self, seconds: float, error: LLMError) -> None:
+        """Stop everybody who waits, and raise StoppedError, if nobody has answered for so long."""
+        limiter = self.limiter
+        if limiter.breaker.open_for(limiter.now) > seconds:
+            limiter.condemn(error)
+            limiter.check_key()
+
+    def cleanse(self, error: LLMError) -> None:
+        """Take our own key out of what the provider said: some repeat it."""
+        for secret in self._secrets:
+            if secret in error.message:
+                error.message = error.message.replace(secret, "***")
+
+    def may_retry(self, error: LLMError, *, batch: bool) -> bool:
         """Take one attempt more from the retry budget; False if nothing is left. Where the limiter sets the pace, after
         a 429 and where nobody answers, it costs nothing."""
         if isinstance(error, RateLimitError) or self.limiter.breaker.opened:
             self.retries.skip()
             return True
-        return self.retries.withdraw(self.limiter.now, self.limiter.attempts)
+        return self.retries.withdraw(self.limiter.now, self.limiter.attempts, batch=batch)
 
     # Money
 
@@ -163,6 +195,18 @@ class Endpoint:
         """Hold the most that an attempt can cost. Raises BudgetExceededError, or ConfigError for an unknown price."""
         if self.purse is not None:
             permit.money = self.purse.reserve(len(request.body), request.max_tokens, answers_asked(request.body))
+
+    def affords(self, request: Request) -> bool:
+        """Tell whether that can be held now. Raises as `reserve` where it never will be."""
+        if self.purse is None:
+            return True
+        try:
+            self.purse.reserve(len(request.body), request.max_tokens, answers_asked(request.body)).refund()
+        except BudgetExceededError as error:
+            if not error.passing:
+                raise
+            return False
+        return True
 
     def _pay(self, permit: Permit, response: Response) -> None:
         if self.purse is not None and permit.money is not None:
@@ -174,6 +218,13 @@ class Endpoint:
 
     def __repr__(self) -> str:
         return f"<Endpoint {self.name} {self.limiter!r}>"
+
+
+def _secrets(target: Target) -> tuple[str, ...]:
+    """Give the values of the headers that carry a key, without their scheme ("Bearer")."""
+    found = (line.partition(b": ") for line in target.headers.encoded.split(b"\r\n"))
+    values = (value.decode("latin-1").split() for name, _, value in found if _KEY_HEADER.search(name))
+    return tuple(words[-1] for words in values if words and len(words[-1]) >= _SHORTEST_KEY)
 
 
 Resolve = Callable[[str], Awaitable[Endpoint]]

@@ -20,6 +20,7 @@ from ..errors import (
     APITimeoutError,
     BudgetExceededError,
     LLMError,
+    RateLimitError,
     StoppedError,
 )
 from ..options import Retry, Timeout
@@ -36,7 +37,7 @@ from .endpoint import Endpoint, Router
 from .events import AttemptFailed, Event, Observer, RequestDone
 from .flight import Flight, Terms
 from .hedge import A, Race, latencies, spare_permit
-from .limiter import Permit
+from .limiter import ParkedError, Permit
 from .stats import Snapshot, Stats
 from .stream import Stream, replayed
 
@@ -237,8 +238,7 @@ class Engine:
             if permit is None:
                 permit = await self._admission(call, endpoint, estimate)
             if call.flight is not None and call.flight.answer is not None:  # another leader was first
-                permit.refund()
-                permit.release()
+                permit.cancel()
                 return call.flight.answer  # type: ignore[return-value]  # only whole answers fly
             if endpoint.purse is not None and not await self._pay(call, endpoint, permit):
                 continue
@@ -250,7 +250,7 @@ class Engine:
                 elif call.timeout.attempt is None:
                     response = await attempt_once(call, endpoint, http, permit)
                 else:
-                    response = await self._in_time(call, endpoint, attempt_once(call, endpoint, http, permit))
+                    response = await self._in_time(call, endpoint, permit, attempt_once(call, endpoint, http, permit))
             except LLMError as error:
                 call.last = error
                 error.attempts, error.endpoint = call.attempts, endpoint.name
@@ -273,7 +273,7 @@ class Engine:
 
         def begin(permit: Permit) -> Awaitable[A]:
             attempt = once(call, endpoint, http, permit)
-            return attempt if call.timeout.attempt is None else self._in_time(call, endpoint, attempt)
+            return attempt if call.timeout.attempt is None else self._in_time(call, endpoint, permit, attempt)
 
         def second() -> Awaitable[A] | None:
             permit = spare_permit(endpoint, call.request, need)
@@ -293,7 +293,7 @@ class Engine:
         race = Race(self.clock, known, second, won, lambda error: self._missed(call, endpoint, error, None))
         return await race.run(begin(permit), self.retry.hedge or 1.0)
 
-    async def _in_time(self, call: Call, endpoint: Endpoint, attempt: Awaitable[A]) -> A:
+    async def _in_time(self, call: Call, endpoint: Endpoint, permit: Permit, attempt: Awaitable[A]) -> A:
         """Bound one attempt, so that the next may follow. Nested, and only where it was asked for: it costs 2 µs."""
         limit = self.clock.deadline(call.timeout.attempt)
         try:
@@ -303,17 +303,31 @@ class Engine:
             if not limit.expired or isinstance(error, LLMError):
                 raise
             text = f"no whole answer from {endpoint.name} within {call.timeout.attempt:g} s (timeout.attempt)"
-            raise APITimeoutError(text, code="timeout_attempt") from None
+            late = APITimeoutError(text, code="timeout_attempt")
+            endpoint.broke(permit, late)
+            raise late from None
 
     async def _admission(self, call: Call, endpoint: Endpoint, estimate: Estimate) -> Permit:
         """Wait in the limiter's queue. For batch requests this time is not held against the deadline."""
-        parking.check(endpoint, self.retry, self.clock, batch=call.request.priority > 0)
+        request = call.request
+        batch = request.priority > 0
+        patience = parking.patience(self.retry, batch=batch)
         self.stats.waiting += 1
         # Where nobody has ever answered, waiting is not excused: it is no outage.
         breaker = endpoint.limiter.breaker
         waited = self._excuse(call) if breaker.proven or not breaker.opened else None
         try:
-            return await endpoint.limiter.acquire(estimate, call.request.priority)
+            while True:
+                parking.check(endpoint, self.retry, self.clock, batch=batch)
+                try:
+                    return await endpoint.limiter.acquire(
+                        estimate,
+                        request.priority,
+                        patience=patience,
+                        estimate=lambda: endpoint.estimator.estimate(request),
+                    )
+                except ParkedError:
+                    continue
         finally:
             self.stats.waiting -= 1
             if waited is not None:
@@ -325,15 +339,16 @@ class Engine:
             endpoint.reserve(call.request, permit)
             return True
         except BaseException as error:
-            permit.refund()
-            permit.release()
-            endpoint.retries.skip()
+            permit.cancel()
             if not (isinstance(error, BudgetExceededError) and error.passing):
                 raise
         waited = self._excuse(call)
+        self.stats.waiting += 1
         try:
-            await self.clock.sleep(PURSE_WAIT * (0.5 + self._random()))
+            while not endpoint.affords(call.request):
+                await self.clock.sleep(PURSE_WAIT * (0.5 + self._random()))
         finally:
+            self.stats.waiting -= 1
             self._hold(call, waited)
         return False
 
@@ -451,21 +466,25 @@ class Engine:
 
     def _learn(self, endpoint: Endpoint, permit: Permit, error: LLMError, hints: Hints, body: bytes) -> None:
         """Find out when to come back, from the headers or else from the body, and tell the endpoint."""
+        endpoint.cleanse(error)
+        counted = not isinstance(error, RateLimitError)
         if isinstance(error, APIStatusError):
             said = body_hints(body)
             if error.retryable and error.retry_after is None:
                 error.retry_after = hints.retry_after if hints.retry_after is not None else said.retry_after
             if said.limits:
-                endpoint.limiter.heard(permit, said)
-        endpoint.limiter.heard(permit, hints)
+                endpoint.limiter.heard(permit, said, counted=counted)
+        endpoint.limiter.heard(permit, hints, counted=counted)
 
     async def _back_off(self, call: Call, endpoint: Endpoint, error: LLMError, counted: int, *, patient: bool) -> None:
         """Sleep before the next attempt, or raise the error if it is final. A patient batch request's waits for the
         provider are not held against its deadline."""
         batch = call.request.priority > 0
+        if batch:
+            endpoint.give_up_after(self.retry.park_cap, error)
         attempt = call.attempts - call.spared
         pause = backoff.delay(self.retry, error, attempt, counted, self._random, batch=batch)
-        may = pause is None or endpoint.may_retry(error)
+        may = pause is None or endpoint.may_retry(error, batch=batch)
         if not may and not batch:
             error.message += f"; not tried again, because the retry budget of {endpoint.name} is used up"
             pause = None
@@ -474,7 +493,6 @@ class Engine:
             after = error.retry_after
             if error.retryable and after is not None and after > self.retry.retry_after_cap:
                 error.message += f"; {parking.blocked_until(endpoint, self.clock, after)}"
-                parking.dismiss(endpoint, self.retry, self.clock, after, error)
                 if batch:
                     raise StoppedError(error.message, code="blocked", sent=False) from error
             raise error
@@ -485,7 +503,7 @@ class Engine:
             if not may:
                 # Like the limiter's queue, this is not held against a batch request's deadline.
                 waited = self._excuse(call) if waited is None else waited
-                while not endpoint.may_retry(error):
+                while not endpoint.may_retry(error, batch=batch):
                     await self.clock.sleep(RETRY_WAIT * (0.5 + self._random()))
         finally:
             self.stats.backing_off -= 1

@@ -55,8 +55,7 @@ def spare_permit(endpoint: Endpoint, request: Request, estimate: Estimate) -> Pe
     try:
         endpoint.reserve(request, permit)
     except (LLMError, ConfigError):
-        permit.refund()
-        permit.release()
+        permit.cancel()
         return None
     return permit
 

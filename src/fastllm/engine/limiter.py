@@ -6,13 +6,15 @@ State is one queue per priority, the ledgers, and what the Learner and the Break
 - Interactive requests (priority 0) go before batch ones, but every SHARE-th grant goes to a waiting batch request.
 - Every Permit is released exactly once; releasing twice is harmless.
 - One timer stands for the head of the queue; nothing ever loops over the waiters, except to fail them all.
-- A key that was refused for good (`condemn`) admits nobody until its time is up; whoever waits is told at once.
+- A key that was refused for good (`condemn`) admits nobody until its time is up, then one; whoever waits is told at
+  once, and so is whoever would have to wait longer than it may (`patience`).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
 from ..clock import Clock
 from ..errors import LimitExceededError, LLMError, StoppedError
@@ -26,6 +28,8 @@ from ..policy.tokens import Estimate
 from ..policy.window import DAY, Entry, Window
 
 SHARE = 8
+TRIAL = "trial"  # what holds requests back while one finds out whether the key is still refused
+STARVING = 60.0  # seconds after which a batch request whose turn it is lets nobody pass
 PROOF = 0.25  # seconds for which a batch's first attempt goes alone: a refused key answers sooner than a model
 CONDEMNED = 60.0  # seconds until a refused key may be tried again
 NOBODY = 5.0  # seconds until an address where nobody answered may be tried again
@@ -66,6 +70,15 @@ class Permit(Attempt, eq=False):
                     meter.window.settle(booked, -1.0)
             self.token = None
 
+    def cancel(self) -> None:
+        """Give all of it back: nothing was sent."""
+        limiter = self._limiter
+        self.refund()
+        if limiter is not None:
+            limiter._count -= 1
+            limiter.learner.unsent(self)
+        self.release()
+
     def release(self) -> None:
         """Give the slot back and let the next one in."""
         limiter, self._limiter = self._limiter, None
@@ -94,21 +107,35 @@ class Meter:
             self.window.settle(entry, self.amount(actual, actual_prompt) - self.amount(tokens, prompt))
 
 
-class _Waiter:
-    __slots__ = ("future", "need")
+class ParkedError(Exception):
+    """The provider wants nobody back for longer than this request may wait."""
 
-    def __init__(self, future: asyncio.Future[Permit], need: Estimate) -> None:
+
+class _Waiter:
+    __slots__ = ("_estimate", "future", "need", "patience")
+
+    def __init__(
+        self, future: asyncio.Future[Permit], need: Estimate, patience: float, estimate: Callable[[], Estimate] | None
+    ) -> None:
         self.future = future
         self.need = need
+        self.patience = patience
+        self._estimate = estimate
+
+    def look(self) -> Estimate:
+        """Give what it needs, as far as is known by now."""
+        if self._estimate is not None:
+            self.need = self._estimate()
+        return self.need
 
 
 class Limiter:
     """Admission for one endpoint and model. Tokens are estimates of prompt plus answer."""
 
     __slots__ = (
-        "_clock", "_condemned", "_count", "_first", "_grants", "_held", "_held_since", "_largest", "_limits", "_more",
-        "_parked", "_proven", "_queues", "_timer", "_uneasy", "_until", "breaker", "in_flight", "learner",
-        "parked_why",
+        "_clock", "_condemned", "_count", "_first", "_grants", "_held", "_held_since", "_hurried", "_largest",
+        "_limits", "_more", "_on_trial", "_parked", "_proven", "_queues", "_timer", "_turn_since", "_uneasy", "_until",
+        "breaker", "in_flight", "learner", "parked_why",
     )  # fmt: skip
 
     def __init__(self, limits: Limits, clock: Clock, *, ceiling: int = _CEILING) -> None:
@@ -119,7 +146,7 @@ class Limiter:
         self.learner = Learner(slots, rpm=limits.rpm, tpm=limits.tpm, adaptive=limits.adaptive)
         self.breaker = Breaker()
         self.in_flight = 0
-        self._largest = min(limits.tpm or INF, limits.tpd or INF)
+        self._largest = min(limits.tpm or INF, limits.tpd or INF, limits.itpm or INF, limits.otpm or INF)
         self._more = tuple(
             Meter(unit, limit, seconds)
             for unit, limit, seconds in (
@@ -132,12 +159,15 @@ class Limiter:
         )
         self._queues: tuple[deque[_Waiter], deque[_Waiter]] = (deque(), deque())
         self._grants = self._count = 0
+        self._turn_since = INF  # when a batch request's turn came that does not fit
+        self._hurried = INF  # the least patience of anybody who ever waited
         self._parked = self._until = 0.0
         self.parked_why = ""
         self._condemned: LLMError | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._held, self._held_since = FREE, 0.0
         self._proven = False
+        self._on_trial = False  # the key was refused before: one attempt shows whether it still is
         self._first = INF
         self._uneasy = True  # something but slots, ledgers and pace may hold requests back: ask `_next_turn`
 
@@ -164,12 +194,24 @@ class Limiter:
     def waiting(self) -> int:
         return len(self._queues[0]) + len(self._queues[1])
 
-    async def acquire(self, need: Estimate, priority: int = 0) -> Permit:
-        """Wait for admission. LimitExceededError at once if the request could never be admitted."""
+    async def acquire(
+        self,
+        need: Estimate,
+        priority: int = 0,
+        *,
+        patience: float = INF,
+        estimate: Callable[[], Estimate] | None = None,
+    ) -> Permit:
+        """Wait for admission. `estimate` says again what it needs when its turn comes.
+
+        LimitExceededError at once if the request could never be admitted, ParkedError as soon as it is known that
+        nobody will be for more than `patience` seconds.
+        """
         permit = self.try_acquire(need, priority)
         if permit is not None:
             return permit
-        waiter = _Waiter(asyncio.get_running_loop().create_future(), need)
+        waiter = _Waiter(asyncio.get_running_loop().create_future(), need, patience, estimate)
+        self._hurried = min(self._hurried, patience)
         self._queues[1 if priority else 0].append(waiter)
         if self.waiting == 1 or not priority:
             self._admit()
@@ -177,9 +219,7 @@ class Limiter:
             return await waiter.future
         except asyncio.CancelledError:
             if waiter.future.done() and not waiter.future.cancelled() and waiter.future.exception() is None:
-                granted = waiter.future.result()
-                granted.refund()
-                granted.release()
+                waiter.future.result().cancel()
             else:
                 self._forget(waiter, priority)
             raise
@@ -187,7 +227,7 @@ class Limiter:
     def try_acquire(self, need: Estimate, priority: int = 0) -> Permit | None:
         """Give a permit if nobody waits and everything fits now. Raises StoppedError where the key was refused."""
         if self._condemned is not None:
-            self._check_key()
+            self.check_key()
         if need.least > self._largest:
             self._refuse_the_impossible(need)
         if self._queues[0] or self._queues[1]:
@@ -204,8 +244,11 @@ class Limiter:
         learner = self.learner
         if self.in_flight >= learner.slots.limit:
             return SLOTS
-        if self._uneasy and self._next_turn(now, priority) > now:
-            return OTHER
+        if self._uneasy:
+            if self._on_trial and self.in_flight:
+                return TRIAL
+            if self._next_turn(now, priority) > now:
+                return OTHER
         if learner.requests.window.limit < INF and learner.requests.when(now, 1.0) > now:
             return REQUESTS
         if learner.tokens.window.limit < INF and learner.tokens.when(now, need.tokens) > now:
@@ -221,10 +264,11 @@ class Limiter:
         learner = self.learner
         when = max(self._parked, self.breaker.when(now), learner.probe_at(now))
         if learner.quotas:
-            when = max(when, learner.quota_at(now, self._count + 1))
+            when = max(when, learner.quota_at(now, self.in_flight))
         if not self._proven and priority and self._first < INF and now < self._first + PROOF:
             when = max(when, self._first + PROOF)
-        if when <= now and self._proven and not learner.quotas and not learner.blocked and self.breaker.steady(now):
+        calm = self._proven and not (self._on_trial or learner.quotas or learner.blocked)
+        if when <= now and calm and self.breaker.steady(now):
             self._uneasy = False
         return when
 
@@ -236,8 +280,8 @@ class Limiter:
         request = requests.add(now, 1.0, held == REQUESTS)
         token = tokens.add(now, need.tokens, held == TOKENS)
         permit = Permit(
-            need.tokens, held, now, self._count, self.in_flight, request, token, requests.window.used,
-            tokens.window.used, need.prompt, self,
+            need.tokens, held, now, self.in_flight, request, token, requests.window.used,
+            tokens.window.used, learner.count, need.prompt, self,
         )  # fmt: skip
         if self._more:
             permit.more = tuple(m.window.add(now, m.amount(need.tokens, need.prompt)) for m in self._more)
@@ -249,18 +293,26 @@ class Limiter:
 
     # What attempts came to
 
-    def heard(self, permit: Permit, hints: Hints) -> None:
-        """Learn from an answer's headers."""
+    def heard(self, permit: Permit, hints: Hints, *, counted: bool = True) -> None:
+        """Learn from an answer's headers; `counted` is False for one that the provider refused."""
         if hints is NOTHING:
             return
-        if hints.limits:
-            self.learner.heard(self._clock.now(), permit, hints)
-            self._uneasy = self._uneasy or bool(self.learner.quotas)
+        if not hints.limits:
+            return
+        learner = self.learner
+        before = learner.requests.window.limit, learner.tokens.window.limit
+        learner.heard(self._clock.now(), permit, hints, counted=counted)
+        if learner.quotas:
+            self._uneasy = True
+            self._tell_the_hurried()
+        if self.waiting and before != (learner.requests.window.limit, learner.tokens.window.limit):
+            self._admit()
 
     def answered(self, permit: Permit, latency: float) -> None:
         """The attempt brought a whole answer, or a stream's first chunk."""
         now = self._clock.now()
         self._proven = True
+        self._on_trial = False
         if not self.breaker.quiet:
             self.breaker.succeeded(now, permit.sent)
         self.learner.answered(now, permit, latency)
@@ -270,6 +322,7 @@ class Limiter:
         now = self._clock.now()
         permit.refund()
         self._proven = self._uneasy = True
+        self._on_trial = False
         self.breaker.succeeded(now, permit.sent)
         self.learner.refused(now, permit, wait, self.in_flight - 1)
 
@@ -277,10 +330,21 @@ class Limiter:
         """The provider is out of capacity."""
         self.learner.overloaded(self._clock.now(), permit)
 
-    def failed(self, permit: Permit) -> bool:
+    def failed(self, permit: Permit, *, answered: bool) -> bool:
         """The attempt ended in an error that says nothing about the request. True if that opened the breaker."""
         self._uneasy = True
-        return self.breaker.failed(self._clock.now(), permit.sent, self.learner.answers.value)
+        return self.breaker.failed(self._clock.now(), permit.sent, self.learner.answers.value, answered=answered)
+
+    def timed_out(self, permit: Permit) -> None:
+        """The attempt had no answer in its time."""
+        self.learner.timed_out(self._clock.now(), permit)
+
+    def alive(self, permit: Permit) -> None:
+        """The attempt ended in an error that is about the request alone: the provider is well."""
+        self._proven = True
+        self._on_trial = False
+        if not self.breaker.quiet:
+            self.breaker.succeeded(self._clock.now(), permit.sent)
 
     def park(self, seconds: float, why: str = "") -> None:
         """Admit nobody for so many seconds: the provider said when to come back."""
@@ -288,6 +352,7 @@ class Limiter:
         self._uneasy = True
         if until > self._parked:
             self._parked, self.parked_why = until, why
+        self._tell_the_hurried()
         if self.waiting:
             self._admit()
 
@@ -295,26 +360,41 @@ class Limiter:
     def parked_for(self) -> float:
         """Seconds until anybody is admitted again, as far as the provider said."""
         now = self._clock.now()
-        return max(0.0, max(self._parked, self.learner.quota_at(now, self._count + 1)) - now)
+        return max(0.0, max(self._parked, self.learner.quota_at(now, 0)) - now)
 
-    def dismiss(self, priority: int, error: LLMError) -> None:
-        """Tell all who wait in this queue that it would take too long."""
-        queue = self._queues[1 if priority else 0]
-        while queue:
-            waiter = queue.popleft()
-            if not waiter.future.done():
-                waiter.future.set_exception(_copy(error))
+    def _tell_the_hurried(self) -> None:
+        """Whoever waits, and may not wait for as long as it will take, is told."""
+        seconds = self.parked_for
+        if seconds <= self._hurried:
+            return
+        for queue in self._queues:
+            waiters = list(queue)
+            queue.clear()
+            for waiter in waiters:
+                if waiter.patience >= seconds:
+                    queue.append(waiter)
+                elif not waiter.future.done():
+                    waiter.future.set_exception(ParkedError())
+
+    def _dismiss(self, error: LLMError) -> None:
+        """Tell all who wait."""
+        for queue in self._queues:
+            while queue:
+                waiter = queue.popleft()
+                if not waiter.future.done():
+                    waiter.future.set_exception(_copy(error))
 
     def condemn(self, error: LLMError) -> None:
         """The key or the address is no good: tell all who wait, and all who come for CONDEMNED seconds."""
         self._condemned = error
         self._until = self._clock.now() + (CONDEMNED if error.fatal_for_key else NOBODY)
-        for priority in (0, 1):
-            self.dismiss(priority, self._stopped(error))
+        self._dismiss(self._stopped(error))
 
-    def _check_key(self) -> None:
+    def check_key(self) -> None:
+        """Raise StoppedError while the key or the address is known to be no good."""
         if self._condemned is not None and self._clock.now() < self._until:
             raise self._stopped(self._condemned)
+        self._on_trial = self._condemned is not None and self._condemned.fatal_for_key
         self._condemned = None
         self._proven, self._first, self._uneasy = False, INF, True
 
@@ -341,29 +421,44 @@ class Limiter:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        now = self._clock.now()
+        now, passing = self._clock.now(), False
         while (head := self._head()) is not None:
             queue, priority = head
-            need = queue[0].need
+            need = queue[0].look()
             held = self._held_by(now, need, priority)
+            due = self._when(now, need, priority, held) if held else INF
+            passing = bool(held and priority and self._queues[0] and self._may_pass(now))
+            if passing:  # it is a batch request's turn, and it does not fit: whoever does meanwhile may go
+                queue = self._queues[0]
+                need = queue[0].look()
+                held = self._held_by(now, need, 0)
+                due = min(due, self._when(now, need, 0, held)) if held else due
             if held:
                 if held != self._held:
                     self._held, self._held_since = held, now
-                self._arm(now, need, priority, held)
+                if due < INF:
+                    self._timer = self._clock.call_later(max(due - now, 1e-4), self._wake)
                 return
-            self._grants += 1
+            if not passing:
+                self._grants += 1
+                self._turn_since = INF
             queue.popleft().future.set_result(self._grant(now, need))
         self._held = FREE
 
-    def _arm(self, now: float, need: Estimate, priority: int, held: str) -> None:
-        """Wake when the head will fit. Where only a slot is missing, a release wakes it."""
+    def _may_pass(self, now: float) -> bool:
+        """Tell whether interactive requests may go before the batch request whose turn it is: not for ever."""
+        if self._turn_since == INF:
+            self._turn_since = now
+        return now < self._turn_since + STARVING
+
+    def _when(self, now: float, need: Estimate, priority: int, held: str) -> float:
+        """Give when a head that is held back will fit; inf where a release is what it waits for."""
         learner = self.learner
+        if held == TRIAL:
+            return INF
         if held == SLOTS:
             known = learner.requests.known or learner.tokens.known
-            when = learner.slots.when(self._held_since, rates_known=known)
-            if when < INF:
-                self._timer = self._clock.call_later(max(when - now, 0.0), self._widen)
-            return
+            return learner.slots.when(self._held_since if self._held == SLOTS else now, rates_known=known)
         when = max(
             self._next_turn(now, priority),
             learner.requests.when(now, 1.0),
@@ -372,12 +467,14 @@ class Limiter:
         )
         for meter in self._more:
             when = max(when, meter.window.when(now, min(meter.amount(need.tokens, need.prompt), meter.window.limit)))
-        self._timer = self._clock.call_later(max(when - now, 1e-4), self._admit)
+        return when
 
-    def _widen(self) -> None:
-        """Nothing has been answered for long, and rates are kept by the ledgers: more may be in flight."""
+    def _wake(self) -> None:
+        """The time has come for the head; or nothing has been answered for long, and more may be in flight."""
         if self._held == SLOTS:
-            self.learner.slots.double(self._clock.now())
+            learner, now = self.learner, self._clock.now()
+            if now >= learner.slots.when(self._held_since, rates_known=learner.requests.known or learner.tokens.known):
+                learner.slots.double(now)
         self._admit()
 
     def _forget(self, waiter: _Waiter, priority: int) -> None:
@@ -387,11 +484,17 @@ class Limiter:
             self._admit()
 
     def _refuse_the_impossible(self, need: Estimate) -> None:
-        for name, limit in (("tpm", self._limits.tpm), ("tpd", self._limits.tpd)):
-            if limit is not None and need.least > limit:
+        limits, prompt = self._limits, 0.5 * need.prompt
+        for name, limit, least in (
+            ("tpm", limits.tpm, need.least),
+            ("tpd", limits.tpd, need.least),
+            ("itpm", limits.itpm, prompt),
+            ("otpm", limits.otpm, need.least - prompt),
+        ):
+            if limit is not None and least > limit:
                 raise LimitExceededError(
-                    f"the request needs at least {need.least:.0f} tokens, more than the limit of {limit:.0f} "
-                    f"tokens a {'minute' if name == 'tpm' else 'day'} ({name}); shorten it, lower max_tokens, or raise "
+                    f"the request needs at least {least:.0f} tokens, more than the limit of {limit:.0f} "
+                    f"tokens a {'day' if name == 'tpd' else 'minute'} ({name}); shorten it, lower max_tokens, or raise "
                     "the limit",
                     sent=False,
                 )

@@ -21,10 +21,12 @@ START = 20
 GAIN = 1.3  # what a doubling must bring at least
 BACK_OFF = 0.8
 BLIND = 1.0  # seconds for a doubling before the first answer
+BLINDLY = 8 * START  # beyond which nothing grows before the first answer
 COOL_DOWN = 15.0  # seconds after an overload without another cut and without growth
 STEP = 1.25
 STEP_GAIN = 1.08  # what a step up must bring
 STEP_LOSS = 0.985  # what a step down must keep
+FAR = 0.7  # of the throughput is left after a step down: the knee is far above
 TRY_EVERY = 20.0  # seconds between trials at the knee; half as long again after each that failed
 _LONGEST = 300.0
 _SAMPLE = 160  # answers at least, before a trial is judged
@@ -33,12 +35,13 @@ Mode = Literal["start", "knee", "full"]
 
 
 class _Round:
-    """The answers to requests that were sent since a time."""
+    """The answers to requests that were sent since a time; `less` is what a step down had brought just before."""
 
-    __slots__ = ("count", "since", "total")
+    __slots__ = ("count", "less", "since", "total")
 
-    def __init__(self, since: float) -> None:
+    def __init__(self, since: float, less: float = 0.0) -> None:
         self.since = since
+        self.less = less
         self.count = 0
         self.total = 0.0
 
@@ -123,24 +126,29 @@ class Adaptive:
 
     def _knee(self, now: float) -> None:
         limit, found = self.limit, self._round
-        if found.count < max(_SAMPLE, 2 * limit):
+        if found.count < (max(8, limit) if found.less else max(_SAMPLE, 2 * limit)):
             return
         throughput = found.throughput(limit)
-        if self._before is None:
+        if found.less and found.less < FAR * throughput:
+            self.mode, self._up = "start", True  # far from the knee: less brings less in proportion
+            self._move(now, limit)
+        elif self._before is None:
             if now < self._next_trial:
                 self._round = _Round(now)  # what is compared with a trial must be fresh
                 return
             self._before = (limit, throughput)
             step = limit * STEP + 1 if self._up else limit / STEP
             self._move(now, min(step, self.ceiling))
-            return
-        before, there = self._before
+        else:
+            self._judge(now, throughput, *self._before)
+
+    def _judge(self, now: float, throughput: float, before: float, there: float) -> None:
+        """Keep the step or take it back. That less brings far less is believed only if it holds on the way back too:
+        the provider may have become slow meanwhile."""
+        limit = self.limit
         better = throughput >= there * (STEP_GAIN if limit > before else STEP_LOSS)
         self._before = None
-        if not better and limit < before and throughput < 0.7 * there:
-            self.mode, self._up = "start", True  # far from the knee: less brings less in proportion
-            self._move(now, before)
-        elif better:
+        if better:
             self._pause = TRY_EVERY
             self._next_trial = now
             self._move(now, limit)
@@ -148,12 +156,12 @@ class Adaptive:
             self._pause = min(_LONGEST, 1.5 * self._pause)
             self._next_trial = now + self._pause
             self._up = not self._up
-            self._move(now, before)
+            self._move(now, before, throughput if limit < before and throughput < FAR * there else 0.0)
 
-    def _move(self, now: float, limit: float) -> None:
+    def _move(self, now: float, limit: float, less: float = 0.0) -> None:
         self._dial.set(now, float(max(1, min(self.ceiling, limit))))
         self._show()
-        self._round = _Round(now)
+        self._round = _Round(now, less)
 
     def when(self, held_since: float, *, rates_known: bool) -> float:
         """Give when it may double although no answer has come; inf if it may not.
@@ -165,7 +173,7 @@ class Adaptive:
             return float("inf")
         since = max(held_since, self._round.since)
         if not self.baseline:
-            return since + BLIND
+            return since + BLIND if self.limit < BLINDLY else float("inf")
         return since + 2.0 * self.baseline if rates_known else float("inf")
 
     def double(self, now: float) -> None:
@@ -178,6 +186,16 @@ class Adaptive:
         """The provider took so many and refused the rest."""
         self.mode = "full"
         self._before = None
+        self._move(now, max(1.0, level))
+
+    def settle(self, now: float, level: float) -> None:
+        """So many are what the provider answers in time."""
+        self.mode = "knee"
+        self._before = None
+        self._pause = TRY_EVERY
+        self._last_cut = now
+        self._next_trial = now + COOL_DOWN
+        self._up = True
         self._move(now, max(1.0, level))
 
     def reopen(self, now: float, level: float) -> None:

@@ -8,7 +8,8 @@ Rules, first match wins:
    the next attempt is made at once and not counted, so that it happens with one attempt, too. Then it is a reset.
 4. An answer that came whole but is nonsense (HTML, no choices) is asked for again twice at most: a proxy or a login
    page does not go away.
-5. `Retry-After` is a minimum, with a little jitter on top so that waiters do not return in step; beyond the cap
+5. `Retry-After` is a minimum, with a little jitter on top so that waiters do not return in step (below `base`, such as
+   0 or a date in the past, the back-off of rule 6 counts if it is longer); beyond the cap
    (`retry_after_cap`, for a patient batch request `park_cap`) it is final, because hammering earlier would prolong it.
 6. Otherwise full jitter: uniform between 0 and base * 2**(n-1), at most `cap`; resets start from a smaller base.
 
@@ -59,6 +60,7 @@ def delay(
     base = retry.reset_base if error.code in RESET_CODES else retry.base
     # The exponent is bounded because a patient request may be asked thousands of times.
     spread = min(retry.cap, base * 2.0 ** min(attempt - 1, 30))
-    if after is not None:
-        return after + random() * min(spread, 1.0, 0.1 + 0.1 * after)
-    return random() * spread
+    if after is None:
+        return random() * spread
+    jitter = random() * min(spread, 1.0, 0.1 + 0.1 * after)
+    return after + jitter if after >= base else max(after, random() * spread) + jitter

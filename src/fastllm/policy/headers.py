@@ -153,9 +153,17 @@ def _retry_after(waits: list[tuple[str, str]], now_wall: float, headers: list[tu
 
 
 def _wait(text: str, now_wall: float, headers: list[tuple[bytes, bytes]]) -> float | None:
-    """Seconds, a duration or an HTTP date; a date counts from the server's own Date, so that clock skew cancels."""
-    seconds = parse_duration(text)
-    if seconds is not None or len(text) > _LONGEST_TEXT:
+    """Seconds, a duration, an epoch, an RFC 3339 time or an HTTP date, or the longest of several with commas between.
+
+    An HTTP date counts from the server's own Date, so that clock skew cancels.
+    """
+    if len(text) > _LONGEST_TEXT:
+        return None
+    seconds = parse_reset(text, now_wall)
+    if seconds is None and "," in text:
+        several = [parse_duration(part) for part in text.split(",")]
+        seconds = None if None in several else max(number for number in several if number is not None)
+    if seconds is not None:
         return seconds
     when = _moment(parsedate_to_datetime, text)
     if when is None:

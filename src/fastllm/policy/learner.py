@@ -7,10 +7,12 @@ what let it through, and an answer raises only what held it back. Rules for a re
 1. A ledger that the provider told is full: nothing to learn, it was jitter.
 2. Many refusals at once: pace and slots become what was let through of the last second's requests.
 3. Nothing at all is let through: stop, and probe ever more rarely (5 s at most). Where that lasts BLOCKED seconds or
-   more, the limit is one of a minute, and it is what had been let through in the minute before: exactly that much.
+   more, the limit is one of a minute, and it is what had been let through in the minute before: exactly that much. So
+   it is where a minute's use was the same when it happened last, at another pace.
 4. A single refusal: the number that let it through gives way by 2 %.
 
 Others who use the same quota show as the difference between the provider's count and ours; it is held free for them.
+The first news is believed at once, for the former self of a process that was begun again is such another.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import math
 
 import msgspec
 
-from .adaptive import Adaptive
+from .adaptive import START, Adaptive
 from .headers import Hints, Limit
 from .pace import Dial, Pace, Rate
 from .window import Entry, Window
@@ -31,18 +33,21 @@ CLEAR = 5.0  # sum of standard deviations
 _FORGET = 0.01  # of one attempt in the mean number in flight
 MANY, SHARE = 3, 0.2  # so many refusals, and so large a part of the last second's requests
 BLOCKED = 5.0
+ALIKE, UNLIKE = 0.02, 1.5  # the same use of a minute, at another pace
 _FIRST_PROBE, _LAST_PROBE = 0.5, 5.0
 _MINUTE = 60.0
 _NOT_OURS = 65.0  # seconds: whoever says to wait longer speaks of no limit a minute
 UNLIKELY = 0.25  # of the limit that was told: a limit a minute this far below it is none
 _TO_FULL = 0.95
-BURST = 1.0  # of a limit a minute: what may go out at once after an idle minute
-BURST_SECONDS = 10.0  # for how long at most
+BURST_SECONDS = 10.0  # for how long room that was saved up may go out at once
 FILL = 0.5  # seconds in which room that has come free is used
 FOUND_FILL = 3.0  # slower, because the limit was only found
 TOKENS_FILL = 6.0  # and where tokens are only estimated
 SHARED_FILL = 15.0  # the same, where others want a part of it too
 SHARED = 0.01  # of a limit: what others must use at least to be noticed
+LIES = 5  # a "remaining" of nothing that so many answers in a row contradict is none
+TEST = 1.0  # seconds between tries whether a limit that was met only once lets more through
+ASK = 5.0  # seconds without news, after which one request may ask whether others still use it all
 LUMP = 0.02  # of the limit: what is larger is not smoothed, there are too few of it
 EVEN = 1.02  # of the limit's own rate, for the rest
 _SLACK = 0.1  # seconds that a late timer may make up for
@@ -50,31 +55,31 @@ _DUST = 1e-9
 
 
 class Attempt(msgspec.Struct, eq=False):
-    """What the learner wants to know of one attempt: what it had waited for, when it was sent as the how-manieth and
-    with how many in flight, its bookings, and how much was used with them."""
+    """What the learner wants to know of one attempt: what it had waited for, when it was sent and with how many in
+    flight, its bookings, and how much was used with them."""
 
     estimate: float
     held: str = FREE
     sent: float = 0.0
-    number: int = 0
     in_flight: int = 0
     request: Entry | None = None
     token: Entry | None = None
     used: float = 0.0
     used_tokens: float = 0.0
+    answers: int = 0  # that had come before it was sent
 
 
 class Ledger:
     """A window whose limit is the least of what the user set, the provider told and refusals taught.
 
-    Within the window's bound it smoothes: BURST of the limit may go out at once after an idle minute, the rest evenly.
+    Within the window's bound it smoothes: what room an idle time has left may go out at once, the rest evenly.
     So a request that comes in the middle of a minute waits a moment for its turn and not for the next minute, and a
     provider that judges by the second, or serves others too, sees an even stream.
     """
 
     __slots__ = (
-        "_at", "_burst", "_burst_until", "_credit", "_even", "_fill", "_forget_at", "_lump", "_news", "foreign",
-        "found", "name", "set_limit", "told", "window",
+        "_asked", "_at", "_burst", "_burst_until", "_credit", "_even", "_fill", "_forget_at", "_lump", "_news",
+        "_tested", "foreign", "found", "found_at", "left", "name", "nothings", "set_limit", "sure", "told", "window",
     )  # fmt: skip
 
     def __init__(self, name: str, limit: float | None = None, seconds: float = _MINUTE) -> None:
@@ -84,12 +89,17 @@ class Ledger:
         self.foreign = 0.0
         self.found = Dial()
         self.window = Window(self.set_limit, seconds)
-        self._credit = INF if limit is None else BURST * limit  # what may go out at once
+        self._credit = INF if limit is None else limit  # what may go out at once
         self._at = 0.0  # when that was so
         self._burst = 0.0  # what went out at once and is still in the window
         self._forget_at = 0.0
         self._burst_until = BURST_SECONDS
-        self._news = -1.0  # when the attempt was sent that brought the latest
+        self._news = -INF  # when the attempt was sent that brought the latest
+        self._asked = INF  # while others use some of it: when something last went out
+        self.nothings = 0  # answers in a row, without a refusal, that said that nothing was left for anybody
+        self.sure = True  # what was found was met twice
+        self.found_at = 0.0
+        self._tested = 0.0  # when it was last tried whether more is let through
         self.refresh()
 
     def when(self, now: float, amount: float) -> float:
@@ -97,9 +107,14 @@ class Ledger:
         window = self.window
         if window.limit == INF:
             return now
+        if self._asked < INF and (amount > self.left or not window.fits(now, amount)):
+            return self._ask(now, amount)
         if amount > window.limit:
             amount = window.limit
-        when = now if window.fits(now, amount) else window.when(now, amount)
+        fits = window.fits(now, amount)
+        if not (fits or self.sure) and window.limit == self.found.value:
+            return max(now, self._tested + TEST)
+        when = now if fits else window.when(now, amount)
         if self._credit >= 0.0 or amount > self._lump:
             return when
         debt = -self._credit - (now - self._at) * self._rate()
@@ -107,6 +122,11 @@ class Ledger:
             return when
         turn = now + debt / self._rate()
         return max(when, min(turn, self._forget_at) if self._burst and self._forget_at > now else turn)
+
+    def _ask(self, now: float, amount: float) -> float:
+        """Others leave no room, and nothing is heard of them while nothing is sent: one request in ASK seconds asks."""
+        ask = max(now, self._asked + max(ASK, self.window.seconds / self.told))
+        return ask if amount > self.left else min(ask, self.window.when(now, amount))
 
     def _rate(self) -> float:
         """How much a second: evenly, and what room there is within a short time; after a burst, what it has left."""
@@ -122,17 +142,22 @@ class Ledger:
         limit = window.limit
         if limit == INF:
             return window.add(now, amount)
+        if self._asked < INF:
+            self._asked = now
+        if not self.sure and window.used + amount > limit:
+            self._tested = now
         if amount <= self._lump:
             if self._burst and now >= self._forget_at:
                 self._burst = 0.0
             passed, rate = now - self._at, self._rate()
             credit = self._credit + passed * rate
-            if credit > BURST * limit:
-                credit = BURST * limit
+            room = limit - window.used
+            if credit > room:
+                credit = room if room > 0.0 else 0.0
             if waited and credit > _SLACK * rate:
                 credit = _SLACK * rate
-            if passed > BURST_SECONDS and credit >= 0.5 * BURST * limit:
-                self._burst_until = now + BURST_SECONDS
+            if passed > BURST_SECONDS and credit >= 0.5 * limit:
+                self._burst, self._burst_until = 0.0, now + BURST_SECONDS
             if now < self._burst_until and credit > _SLACK * rate:
                 self._burst += amount
                 self._forget_at = now + window.seconds
@@ -148,43 +173,66 @@ class Ledger:
         if self._credit < INF:
             self._credit -= difference
 
-    def tell(self, now: float, sent: float, limit: Limit, used: float) -> None:
-        """Hear what the provider said of an attempt that was sent then, with which we had used so much ourselves.
+    def tell(self, now: float, sent: float, limit: Limit, used: float, *, counted: bool = True) -> None:
+        """Hear what the provider said of an attempt that was sent then, with which we had used so much ourselves;
+        `counted` is False for one that it refused.
 
         Headers are written when a request is let in, and come with its answer: a long answer brings old news.
         """
         most = limit.limit
         if most is None or most < 1.0 or sent < self._news:
             return
-        self._news = sent
+        gap, self._news = sent - self._news, sent
         if self.window.limit == INF:
             self._burst = self.window.used
-            self._credit = BURST * most - self.window.used
+            self._credit = most - self.window.used
             self._at = now
             self._forget_at = now + self.window.seconds
             self._burst_until = now + BURST_SECONDS
         self.told = most
         if limit.remaining is not None and limit.remaining <= most:
             others = max(0.0, most - limit.remaining - used)
-            self.foreign += 0.3 * (others - self.foreign)
+            self.nothings = self.nothings + 1 if counted and others > 0.5 * most and not limit.remaining else 0
+            if self.nothings >= LIES:
+                others = 0.0
+            share = min(1.0, max(0.3, gap))  # the first and rare news count whole, dense ones are smoothed
+            self.hold_free(now, self.foreign + share * (others - self.foreign))
+        else:
+            self.refresh()
+
+    def hold_free(self, now: float, foreign: float) -> None:
+        """Others use so much: what is left of the told limit is ours."""
+        self.foreign = foreign
+        if foreign <= SHARED * self.told:
+            self._asked = INF
+        elif self._asked == INF:
+            self._asked = now
         self.refresh()
 
     def find(self, now: float, level: float) -> None:
-        """A limit of so much a minute was found by running into it."""
-        self.found.set(now, max(1.0, level))
+        """A limit of so much a minute was found by running into it: once, so that `exceeded` may refute it."""
+        self.found.set(now, level)
+        self.sure, self.found_at, self._tested = False, now, now
         self.refresh()
         self._credit, self._at, self._burst, self._burst_until = 0.0, now, 0.0, now
 
+    def exceeded(self, now: float) -> None:
+        """More than was found was let through: it is no limit, or a higher one."""
+        self.found.set(now, 2.0 * self.found.value)
+        self.refresh()
+
     def refresh(self) -> None:
         told = self.told
-        if self.foreign > SHARED * told:
-            told = max(1.0, told - self.foreign - 0.005 * told)
+        self.left = told - self.foreign if self.foreign else told  # what others leave
+        shared = self.foreign > SHARED * told
+        if shared:
+            self.left -= 0.005 * told
         window = self.window
-        window.limit = limit = max(1.0, min(self.set_limit, told, self.found.value))
+        window.limit = limit = max(1.0, min(self.set_limit, self.left, self.found.value))
         self._lump = LUMP * limit
         self._even = EVEN * limit / window.seconds
         self._fill = FILL
-        if self.foreign > SHARED * self.told:
+        if shared:
             self._fill = SHARED_FILL
         elif self.name == TOKENS:
             self._fill = TOKENS_FILL
@@ -204,9 +252,9 @@ class Learner:
     """The learnt limits of one endpoint and model. Times are monotonic seconds."""
 
     __slots__ = (
-        "_block_wait", "_blocked_since", "_crowd", "_cut_at", "_dropped", "_gross_at", "_level", "_probe", "_probe_at",
-        "_score", "_spread", "_standing", "_trip", "adaptive", "answers", "kind", "pace", "quotas", "requests",
-        "slots", "tokens",
+        "_block_wait", "_blocked_since", "_crowd", "_cut_at", "_dropped", "_gross_at", "_level", "_met", "_probe",
+        "_probe_at", "_score", "_spread", "_standing", "_trip", "adaptive", "answers", "count", "kind", "pace",
+        "quotas", "requests", "slots", "tokens",
     )  # fmt: skip
 
     def __init__(self, slots: Adaptive, *, rpm: float | None, tpm: float | None, adaptive: bool = True) -> None:
@@ -215,8 +263,9 @@ class Learner:
         self.pace = Pace()
         self.requests = Ledger(REQUESTS, rpm)
         self.tokens = Ledger(TOKENS, tpm)
-        self.quotas: dict[str, tuple[float, float]] = {}  # "requests/day" -> (attempt number it lasts to, until)
+        self.quotas: dict[str, tuple[float, float, float]] = {}  # "requests/day" -> (left, until, when that was heard)
         self.answers = Rate(5.0)
+        self.count = 0  # whole answers
         self._cut_at = self._gross_at = -1.0
         self._standing = self._dropped = 0
         self._blocked_since = INF
@@ -225,6 +274,10 @@ class Learner:
         self._probe_at = 0.0
         self._trip = 0.3  # seconds that a refusal takes; a probe not refused within half as long again is let through
         self._level = (0.0, 0.0)
+        self._met = (
+            0.0,
+            1.0,
+        )  # what had been let through in a minute when it was last blocked, and a second's pace then
         self.kind = ""  # what refusals are about, once that is clear: RATE or ROOM
         self._score = 0.0
         self._crowd = self._spread = 0.0  # mean and variance of the attempts in flight
@@ -245,12 +298,15 @@ class Learner:
             return 0.0
         return self._probe_at if self._probe is None else self._probe.sent + 1.5 * self._trip
 
-    def quota_at(self, now: float, number: int) -> float:
-        """Give when the next quota of a day begins, if the last is used up by the attempt of this number."""
-        for name, (last, until) in list(self.quotas.items()):
+    def quota_at(self, now: float, in_flight: int) -> float:
+        """Give when the next quota of a day begins, if those in flight may use up what is left of this one.
+
+        Which of them the provider has counted is not known: the end of a quota is met one answer at a time.
+        """
+        for name, (left, until, _) in list(self.quotas.items()):
             if now >= until:
                 del self.quotas[name]
-            elif number > last:
+            elif in_flight >= left:
                 return until
         return 0.0
 
@@ -265,29 +321,48 @@ class Learner:
         if self._blocked_since < INF:
             self._probe = attempt
 
+    def unsent(self, attempt: Attempt) -> None:
+        """An attempt was given up before it went out."""
+        if self._probe is attempt:
+            self._probe = None
+
     # After it
 
-    def heard(self, now: float, attempt: Attempt, hints: Hints) -> None:
-        """Learn from what an answer's headers (or its error's body) say about limits."""
+    def heard(self, now: float, attempt: Attempt, hints: Hints, *, counted: bool = True) -> None:
+        """Learn from what an answer's headers (or its error's body) say about limits.
+
+        What the provider did not count, because it refused it, is no part of what we had used.
+        """
+        used = attempt.used if counted else attempt.used - 1.0
+        used_tokens = attempt.used_tokens if counted else attempt.used_tokens - attempt.estimate
         for name, limit in hints.limits.items():
             if name == "requests":
-                self.requests.tell(now, attempt.sent, limit, attempt.used)
+                self.requests.tell(now, attempt.sent, limit, used, counted=counted)
             elif name == "tokens":
-                self.tokens.tell(now, attempt.sent, limit, attempt.used_tokens)
+                self.tokens.tell(now, attempt.sent, limit, used_tokens, counted=counted)
             elif name == "requests/second":
-                if limit.limit and self.pace.value > 0.97 * limit.limit:
+                if limit.limit and 1.0 / _MINUTE <= 0.97 * limit.limit < self.pace.value:
                     self.pace.set(now, 0.97 * limit.limit)
             elif name == "tokens/second":
                 if limit.limit:
                     most = Limit(limit=_MINUTE * limit.limit)
-                    self.tokens.tell(now, attempt.sent, most, attempt.used_tokens)
-            elif name == "requests/day" and limit.remaining is not None:
-                until = now + (limit.reset_seconds if limit.reset_seconds is not None else _MINUTE)
-                self.quotas[name] = (attempt.number + limit.remaining, until)
+                    self.tokens.tell(now, attempt.sent, most, used_tokens)
+            elif limit.remaining is not None and (name.startswith("requests/") or limit.remaining <= 0.0):
+                # A day, an hour, tokens a day, tokens of input: met when nothing is left, until it is full again.
+                known = self.quotas.get(name)
+                # Answers overtake each other: more is left only if it was sent after we had heard of less.
+                if known is None or limit.remaining < known[0] or attempt.sent >= known[2]:
+                    until = now + (limit.reset_seconds if limit.reset_seconds is not None else _MINUTE)
+                    self.quotas[name] = (limit.remaining, until, now)
 
     def answered(self, now: float, attempt: Attempt, latency: float) -> None:
         """A whole answer."""
         self.answers.tick(now)
+        self.count += 1
+        if not (self.requests.sure and self.tokens.sure):
+            for ledger, used in ((self.requests, attempt.used), (self.tokens, attempt.used_tokens)):
+                if used > ledger.found.value * (1.0 + _DUST) and attempt.sent > ledger.found_at and not ledger.sure:
+                    ledger.exceeded(now)
         rate = self.answers.value
         if self._blocked_since < INF and attempt.sent > self._blocked_since:
             self._unblock(attempt.sent)
@@ -310,11 +385,19 @@ class Learner:
         if self.adaptive and attempt.sent > self._cut_at:
             self.slots.overloaded(now)
 
+    def timed_out(self, now: float, attempt: Attempt) -> None:
+        """No answer in the time that the attempt had: half as many as were answered in that time can be waited for."""
+        came = self.count - attempt.answers
+        if self.adaptive and came and attempt.sent > self._cut_at and self.slots.limit > came // 2:
+            self._cut_at = now
+            self.slots.settle(now, came // 2)
+
     def refused(self, now: float, attempt: Attempt, wait: float | None, in_flight: int) -> None:
         """A 429. Its bookings are given back already; `in_flight` are those still under way."""
         if not self.adaptive or attempt.request is None or (wait is not None and wait > _NOT_OURS):
             return
         attempt.request.refused += 1.0
+        self.requests.nothings = self.tokens.nothings = 0
         if self._told_full(now, attempt, wait):
             return
         trip = now - attempt.sent
@@ -351,8 +434,7 @@ class Learner:
                 found = True
                 if not wait and ledger is self.requests:
                     ledger.window.fits(now, 0.0)
-                    ledger.foreign = max(ledger.foreign, ledger.told - ledger.window.used)
-                    ledger.refresh()
+                    ledger.hold_free(now, max(ledger.foreign, ledger.told - ledger.window.used))
         return found
 
     def _give_way(self, now: float, attempt: Attempt) -> None:
@@ -388,7 +470,7 @@ class Learner:
         full = False
         for ledger, used in ((self.requests, attempt.used), (self.tokens, attempt.used_tokens)):
             if used >= _TO_FULL * ledger.found.value:
-                full = True
+                full = ledger.sure = True
                 ledger.window.fits(now, 0.0)
                 ledger.found.set(now, max(1.0, min(ledger.found.value * 0.999, ledger.window.used)))
                 ledger.refresh()
@@ -425,7 +507,15 @@ class Learner:
         self._blocked_since = INF
         self._probe = None
         requests, tokens = self._level
-        if lasted >= BLOCKED and not (self.requests.told < INF and requests < UNLIKELY * self.requests.told):
+        level, pace = self._met
+        self._met = (requests, self.pace.value)
+        again = abs(requests - level) <= ALIKE * requests and not 1 / UNLIKE < self.pace.value / pace < UNLIKE
+        if requests < 1.0:
+            self.pace.set(when, INF)  # nothing was let through before: there is no limit to be seen
+            self.slots.reopen(when, START)
+        elif (again or lasted >= BLOCKED) and not (
+            self.requests.told < INF and requests < UNLIKELY * self.requests.told
+        ):
             self.requests.find(when, requests)
             self.tokens.find(when, tokens)
             self.pace.set(when, INF)

@@ -71,14 +71,19 @@ class Price(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return dearest == 0 and self.long is None
 
     def cost(self, usage: Usage, *, batch: bool = False) -> float:
-        """Give the USD that one answer cost. `batch` says that it came through the provider's batch API."""
+        """Give the USD that one answer cost. `batch` says that it came through the provider's batch API.
+
+        Some count reasoning beside `completion_tokens` (xAI, Gemini's OpenAI endpoint): what is in the total and not in
+        the prompt is billed as answer.
+        """
         prompt, long = usage.prompt_tokens, self.long
         rates = long if long is not None and prompt > long.above else self
-        usd = prompt * rates.input + usage.completion_tokens * rates.output
+        answer = max(usage.completion_tokens, usage.total_tokens - prompt)
+        usd = prompt * rates.input + answer * rates.output
         details = usage.prompt_tokens_details or usage.input_tokens_details
         if details is not None:
             cached = min(max(details.cached_tokens or 0, 0), prompt)
-            written = min(max(getattr(details, "cache_write_tokens", None) or 0, 0), prompt - cached)
+            written = min(max(details.cache_write_tokens or 0, 0), prompt - cached)
             if rates.cached_input is not None:
                 usd += cached * (rates.cached_input - rates.input)
             if rates.cache_write is not None:

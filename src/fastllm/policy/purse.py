@@ -27,17 +27,19 @@ OVERHEAD = 512
 
 class _Asked(msgspec.Struct):
     n: int | None = None
+    best_of: int | None = None
 
 
 _asked = msgspec.json.Decoder(_Asked)
 
 
 def answers_asked(body: bytes) -> int:
-    """Give the `n` of a request's body, 1 where it says nothing: what `Purse.reserve` wants for `n`."""
-    if b'"n"' not in body:
+    """Give how many answers a request's body asks for (`n`, `best_of`): what `Purse.reserve` wants for `n`."""
+    if b'"n"' not in body and b'"best_of"' not in body:
         return 1
     try:
-        return max(1, _asked.decode(body).n or 1)
+        asked = _asked.decode(body)
+        return max(1, asked.n or 1, asked.best_of or 1)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return 1
 
@@ -98,11 +100,18 @@ class Purse:
         return price.bound(prompt, most, n)
 
     def settle(self, reservation: Reservation, usage: Usage | None) -> float | None:
-        """Book what an answer cost and give the dollars; None where nobody knows: then all that was held is gone."""
+        """Book what an answer cost and give the dollars; None where nobody knows: then all that was held is gone.
+
+        A usage without a prompt is no count. One whose total is more than its parts costs at most what was held, or
+        what its parts do.
+        """
         if self.price is None:
             self.unpriced += 1
-        elif usage is not None:
+        elif usage is not None and usage.prompt_tokens > 0:
             cost = self.price.cost(usage)
+            if cost > reservation.amount and usage.total_tokens > usage.prompt_tokens + usage.completion_tokens:
+                parts = msgspec.structs.replace(usage, total_tokens=usage.prompt_tokens + usage.completion_tokens)
+                cost = max(reservation.amount, self.price.cost(parts))
             reservation.settle(cost)
             return cost
         reservation.keep()

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 
 SHARE = 0.2  # retries per request
+BATCH_SHARE = 1.0  # of a batch: its retries take the place of its next rows, so that they add nothing to the load
 RESERVE = 10.0  # retries a second whatever the requests
 SECONDS = 10.0
 
@@ -51,9 +52,12 @@ class RetryBudget:
         self._retries *= fade
         return self._share * self._requests + self._reserve - self._retries
 
-    def withdraw(self, now: float, attempts: int) -> bool:
-        """Book one retry, if there is something left for it."""
-        if self.left(now, attempts) < 1.0:
+    def withdraw(self, now: float, attempts: int, *, batch: bool = False) -> bool:
+        """Book one retry, if there is something left for it; for a batch, as many as there are requests."""
+        left = self.left(now, attempts)
+        if batch:
+            left += (BATCH_SHARE - self._share) * self._requests
+        if left < 1.0:
             return False
         self._retries += 1.0
         self._apart += 1

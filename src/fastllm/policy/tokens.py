@@ -15,6 +15,7 @@ from ..types import EMBEDDINGS, MODERATIONS, Request
 
 START_RATIO = 0.28  # tokens per byte of JSON body: English is near 0.25, other scripts higher per character
 START_ANSWER = 256.0  # tokens, until the first answers tell
+FIRST_ANSWER = 1024.0  # what is reserved until then: too much waits a moment, too little is over the limit
 WEIGHT = 0.05  # of one answer in the moving averages
 _SETTLED = 1 / WEIGHT  # answers
 MARGIN = 1.25  # on the mean answer length
@@ -51,7 +52,7 @@ class Estimator:
         if request.path in _UNANSWERED:
             return Estimate(prompt, prompt, 0.5 * prompt)
         most = request.max_tokens
-        answer = most if most and not self.learned else int(self.answer * MARGIN) + 1
+        answer = int(self.answer * MARGIN) + 1 if self.learned else most or int(FIRST_ANSWER)
         return Estimate(prompt + (most if 0 < most < answer else answer), prompt, 0.5 * prompt + most)
 
     def learn(self, request: Request, usage: Usage) -> None:
