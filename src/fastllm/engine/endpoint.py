@@ -35,6 +35,7 @@ PERMISSION = 3  # refusals of a kind that may concern one request, in a row, unt
 _LATE = frozenset({"timeout_first_byte", "timeout_attempt"})
 _KEY_HEADER = re.compile(rb"(?i)authorization|key|token|cookie|secret")
 _SHORTEST_KEY = 8
+LONG = 60.0  # seconds: a wait that a batch does not begin without a word
 NO_NAMES: Mapping[str, str] = MappingProxyType({})
 
 
@@ -42,6 +43,7 @@ class Endpoint:
     """What a limit belongs to: base URL, key and model. `name` is what people see; it holds no secret."""
 
     __slots__ = (
+        "_out_since",
         "_refusals",
         "_secrets",
         "_warned",
@@ -80,6 +82,7 @@ class Endpoint:
         self._refusals = 0
         self._secrets = _secrets(target)
         self._warned = False
+        self._out_since: float | None = None  # an outage that was told of
         self.scope = scope(provider.name, target.base_url, target.headers, namespace)
 
     def ended(self, permit: Permit, error: LLMError | None) -> None:
@@ -92,6 +95,9 @@ class Endpoint:
                     self._refusals += 1
                     if self._refusals >= (PERMISSION if isinstance(error, PermissionDeniedError) else 1):
                         limiter.condemn(error)  # before the permit lets in the next
+            if self._out_since is not None and not limiter.breaker.opened:
+                logger.warning("%s answers again, after %.0f s", self.name, limiter.now - self._out_since)
+                self._out_since = None
         finally:
             if permit.money is not None:
                 permit.money.keep()  # unless it was settled or given back: nobody knows whether it was billed
@@ -102,7 +108,11 @@ class Endpoint:
         it was answered what its usage says, or else the estimate."""
         limiter = self.limiter
         if error.retryable and error.retry_after:
-            limiter.park(error.retry_after, error.code or "")
+            if error.retry_after >= LONG and error.retry_after > limiter.parked_for + 1.0:
+                logger.warning(
+                    "%s wants nobody for %.0f s (%s): waiting", self.name, error.retry_after, error.status_code
+                )
+            limiter.park(error.retry_after, str(error.status_code or error.code or ""))
         if not error.sent:
             permit.refund()
             self._give_back(permit)
@@ -133,6 +143,7 @@ class Endpoint:
         if error.code in _LATE:
             limiter.timed_out(permit)
         if limiter.failed(permit, answered=error.status_code is not None) and limiter.breaker.proven:
+            self._out_since = limiter.now
             logger.warning(
                 "%s does not answer (%s); asking every %g s whether it is back", self.name, error.message, PROBE
             )
@@ -153,8 +164,8 @@ class Endpoint:
     def left(self, permit: Permit, seen: Response) -> None:
         """Book what a stream had used that its reader left: what its usage says, or else its prompt and what had come.
         The money stays spent, because nobody knows how much the provider had written by then."""
-        limiter, usage = self.limiter, seen.usage
-        limiter.breaker.succeeded(limiter.now, permit.sent)
+        usage = seen.usage
+        self.limiter.alive(permit)
         if usage is not None:
             permit.settle(usage.total_tokens, usage.prompt_tokens)
             self._pay(permit, seen)

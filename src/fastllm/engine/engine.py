@@ -37,6 +37,7 @@ from .endpoint import Endpoint, Router
 from .events import AttemptFailed, Event, Observer, RequestDone
 from .flight import Flight, Terms
 from .hedge import A, Race, latencies, spare_permit
+from .holds import hold_of, rooms_of
 from .limiter import ParkedError, Permit
 from .stats import Snapshot, Stats
 from .stream import Stream, replayed
@@ -543,8 +544,11 @@ class Engine:
 
     def snapshot(self) -> Snapshot:
         """Give the counters and each endpoint's limits at this moment."""
-        limits = {endpoint.name: endpoint.limiter.describe() for endpoint in self.router.endpoints}
-        return self.stats.snapshot(self.clock.now(), limits)
+        now, wall, endpoints = self.clock.now(), self.clock.time(), self.router.endpoints
+        limits = {endpoint.name: endpoint.limiter.describe() for endpoint in endpoints}
+        holds = [hold for e in endpoints if (hold := hold_of(e.name, e.limiter, now, wall)) is not None]
+        rooms = rooms_of(endpoints[0].limiter, now) if len(endpoints) == 1 else None
+        return self.stats.snapshot(now, limits, holds, rooms)
 
     @property
     def concurrency(self) -> int | None:

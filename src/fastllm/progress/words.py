@@ -57,13 +57,17 @@ def fields(view: View) -> list[Field]:
         exact, brief = f"{exact}/{view.total:,}", f"{brief}/{count(view.total)}"
     shown = [Field("done", exact, brief, 1)]
     if view.share is not None:
-        shown.append(Field("share", *_twice(f"{int(view.share * 100)}%"), 3))
+        shown.append(Field("share", *_twice(f"{view.percent}%"), 3))
     shown.append(Field("rate", *_twice(f"{count(view.rate)}/s"), 2))
     if view.prompt_rate or view.completion_rate:
         tokens = f"{count(view.prompt_rate)} in + {count(view.completion_rate)} out tok/s"
         shown.append(Field("tokens", tokens, f"{count(view.prompt_rate)}+{count(view.completion_rate)} tok/s", 7))
+    if view.hold:
+        shown.append(Field("hold", view.hold, view.hold_short, 2))
     shown.append(Field("in_flight", *_twice(f"{count(view.in_flight)} in flight"), 6))
-    if view.waiting:
+    if view.waiting and view.hold:
+        shown.append(Field("waiting", *_twice(f"{count(view.waiting)} waiting"), 7))
+    elif view.waiting:
         text = f"{count(view.waiting)} waiting"
         shown.append(Field("waiting", f"{text} for limits", text, 6))
     if view.backing_off:
@@ -76,6 +80,8 @@ def fields(view: View) -> list[Field]:
         shown.append(Field("cached", *_twice(f"{int(view.hit_ratio * 100)}% cached"), 10))
     if view.failed:
         shown.append(Field("failed", *_twice(f"{count(view.failed)} failed"), 4))
+    if view.unsent:
+        shown.append(Field("unsent", *_twice(f"{count(view.unsent)} not sent"), 4))
     if view.eta is not None and view.done < (view.total or 0):
         shown.append(Field("eta", *_twice(f"ETA {duration(view.eta)}"), 5))
     return shown
