@@ -362,7 +362,7 @@ def test_waiting_for_a_limit_is_told_and_does_not_deceive_the_eta() -> None:
     assert not [part for part in fields(View()) if part.name == "waiting"]
 
 
-PARKED = Hold(endpoint="m", why="parked until 14:05:00 (429)", short="until 14:05")
+PARKED = Hold(endpoint="m", why="parked until 14:05:00 (429)", short="parked until 14:05")
 
 
 def test_while_an_endpoint_stands_still_it_says_so_and_gives_no_eta() -> None:
@@ -377,7 +377,12 @@ def test_while_an_endpoint_stands_still_it_says_so_and_gives_no_eta() -> None:
     texts = [part.text for part in fields(view)]
     assert "parked until 14:05:00 (429)" in texts and "700 waiting" in texts and "ETA" not in " ".join(texts)
     narrow = line(view, 60).plain
-    assert "until 14:05" in narrow and "190/1.0k" in narrow and "waiting for limits" not in narrow
+    assert (
+        "parked until 14:05" in narrow
+        and "190/1.0k" in narrow
+        and "700 waiting" in narrow
+        and "waiting for limits" not in narrow
+    )
     run.at(3600, holds=())
     assert meter.view().eta is None
     for second in range(1, 12):

@@ -77,5 +77,8 @@ def _until(name: str, what: str, until: float, why: str) -> Hold:
     at = time.localtime(round(until))
     text = time.strftime("%H:%M:%S" if until - time.time() < 12 * 3600 else "%Y-%m-%d %H:%M", at)
     return Hold(
-        endpoint=name, why=f"{what} until {text}{f' ({why})' if why else ''}", short=f"until {text[:-3]}", until=until
+        endpoint=name,
+        why=f"{what} until {text}{f' ({why})' if why else ''}",
+        short=f"{what} until {text[:-3]}",
+        until=until,
     )

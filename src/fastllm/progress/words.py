@@ -58,13 +58,15 @@ def fields(view: View) -> list[Field]:
     shown = [Field("done", exact, brief, 1)]
     if view.share is not None:
         shown.append(Field("share", *_twice(f"{view.percent}%"), 3))
-    shown.append(Field("rate", *_twice(f"{count(view.rate)}/s"), 2))
-    if view.prompt_rate or view.completion_rate:
-        tokens = f"{count(view.prompt_rate)} in + {count(view.completion_rate)} out tok/s"
-        shown.append(Field("tokens", tokens, f"{count(view.prompt_rate)}+{count(view.completion_rate)} tok/s", 7))
     if view.hold:
         shown.append(Field("hold", view.hold, view.hold_short, 2))
-    shown.append(Field("in_flight", *_twice(f"{count(view.in_flight)} in flight"), 6))
+    else:
+        shown.append(Field("rate", *_twice(f"{count(view.rate)}/s"), 2))
+    if (view.prompt_rate or view.completion_rate) and not view.hold:
+        tokens = f"{count(view.prompt_rate)} in + {count(view.completion_rate)} out tok/s"
+        shown.append(Field("tokens", tokens, f"{count(view.prompt_rate)}+{count(view.completion_rate)} tok/s", 7))
+    if view.in_flight or not view.hold:
+        shown.append(Field("in_flight", *_twice(f"{count(view.in_flight)} in flight"), 6))
     if view.waiting and view.hold:
         shown.append(Field("waiting", *_twice(f"{count(view.waiting)} waiting"), 7))
     elif view.waiting:
@@ -88,9 +90,13 @@ def fields(view: View) -> list[Field]:
 
 
 def fit(parts: list[Field], width: int, gap: int = 3) -> list[tuple[str, str]]:
-    """Choose (name, text) pairs that fit in `width` columns: all long, else all short, else the worthiest."""
-    for long in (True, False):
-        texts = [(part.name, part.text if long else part.short) for part in parts]
+    """Choose (name, text) pairs that fit in `width` columns: all long, else the less worthy ones short, else only the
+    worthiest."""
+    short: set[str] = set()
+    for part in [None, *sorted(parts, key=lambda part: -part.worth)]:
+        if part is not None:
+            short.add(part.name)
+        texts = [(part.name, part.short if part.name in short else part.text) for part in parts]
         if sum(len(text) + gap for _, text in texts) - gap <= width:
             return texts
     kept: set[str] = set()
