@@ -540,7 +540,7 @@ def test_the_sync_client_streams_token_by_token(client: FastLLM) -> None:
         assert "".join(stream.text_stream) == whole
         assert stream.response.text == whole and "ended" in repr(stream)
     stream = client.chat.completions.create(**ask("stream"), stream=True)
-    assert next(iter(stream)).choices[0].delta.role == "assistant"
+    assert next(stream).choices[0].delta.role == "assistant"
     assert stream.final().text == whole
     for other in (
         client.completions.create(model=MODEL, prompt="p", stream=True),

@@ -152,6 +152,25 @@ def test_leaving_a_stream_early_ends_its_requests_before_it_returns() -> None:
         assert client.stats.in_flight == client.stats.waiting == 0
 
 
+@pytest.mark.parametrize("text", [False, True])
+def test_leaving_a_loop_over_an_answer_gives_its_slot_to_the_next_request(text: bool) -> None:
+    with serve_in_thread(MockConfig(token_rate=20)) as server:
+        client = FastLLM(base_url=server.base_url, api_key="k", limits=fastllm.Limits(concurrency=1), timeout=10)
+        kept = []
+        for _ in range(3):
+            stream = client.chat.completions.create(**ask("a long story " * 20), stream=True)
+            kept.append(stream)
+            for _ in stream.text_stream if text else stream:
+                break
+        until(lambda: client.stats.left == 3 and server.stats.streams_cancelled == 3, seconds=2)
+        with pytest.raises(fastllm.FastLLMError, match="closed before its end"):
+            next(kept[0])
+        stream = client.chat.completions.create(**ask(), stream=True)
+        first = next(stream).delta
+        assert first + "".join(chunk.delta for chunk in stream) == stream.response.text
+        client.close()
+
+
 @pytest.mark.parametrize("verb", ["create", "map", "stream"])
 def test_what_an_interrupted_call_left_is_gone_when_it_raises(verb: str) -> None:
     """Ctrl-C cancels the requests and waits for their end."""

@@ -408,7 +408,18 @@ class SyncStream:
         self._chunks: deque[Chunk] = deque()
 
     def __iter__(self) -> Iterator[Chunk]:
-        return self
+        # A generator of its own for each loop: when the loop is left, it is collected, and with it the stream closed.
+        try:
+            while True:
+                try:
+                    chunk = next(self)
+                except StopIteration:
+                    return
+                yield chunk
+        finally:
+            if self._stream._open:
+                self._chunks.clear()
+                self._stream.leave()
 
     def __next__(self) -> Chunk:
         if not self._chunks:

@@ -254,3 +254,99 @@ def test_an_error_status_to_a_stream_is_learned_from_as_ever() -> None:
         assert 20 <= engine.clock.now() < 22 and (await stream.final()).text == "a"
 
     run_virtual(scenario)
+
+
+async def by_break(stream: Any) -> None:
+    async for _ in stream:
+        break
+
+
+async def by_break_from_text(stream: Stream) -> None:
+    async for _ in stream.text_stream:
+        break
+
+
+async def by_an_error(stream: Any) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async for _ in stream:
+            raise ZeroDivisionError
+
+
+async def by_cancellation(stream: Any) -> None:
+    async def read() -> None:
+        async for _ in stream:
+            await asyncio.sleep(1000)
+
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(1):
+            await read()
+
+
+async def by_return_from_a_generator(stream: Any) -> None:
+    async def pieces() -> AsyncIterator[Any]:
+        async for chunk in stream:
+            yield chunk
+
+    async for _ in pieces():
+        return
+
+
+LEAVES = [by_break, by_break_from_text, by_an_error, by_cancellation, by_return_from_a_generator]
+
+
+@pytest.mark.parametrize("leave", LEAVES)
+def test_leaving_a_loop_closes_the_stream_though_a_variable_holds_it(leave: Any) -> None:
+    async def scenario() -> None:
+        seen: list[Any] = []
+        source = Source(piece("a"), piece("b"), 1000.0)
+        engine = streaming(source, limits=Limits(concurrency=1, tpm=10_000), observers=[seen.append])
+        stream = await engine.stream(ask(body={"max_tokens": 900}))
+        await leave(stream)
+        for _ in range(4):
+            await asyncio.sleep(0)
+        assert source.closed and idle(engine)
+        limiter, done = engine.router.endpoints[0].limiter, seen[-1]
+        assert 20 < limiter.learner.tokens.window.used < 200  # what was seen, not the 900 that were held
+        assert isinstance(done, RequestDone) and done.left and done.error is None
+        assert done.response is not None and done.response.text.startswith("a") and done.response.endpoint == "test/m"
+        stats = engine.snapshot()
+        assert (stats.left, stats.ok, stats.failed, stats.done) == (1, 0, 0, 0)
+        for read_on in (stream.final, lambda: anext(stream)):
+            with pytest.raises(e.FastLLMError, match="closed before its end"):
+                await read_on()
+        assert len(seen) == 1
+
+    run_virtual(scenario)
+
+
+def test_a_stream_can_be_stepped_through_and_then_looped_over() -> None:
+    async def scenario() -> None:
+        engine = streaming(Source(piece("a"), 1.0, piece("b"), 1.0, END))
+        stream = await engine.stream(ask())
+        stream.text_stream  # noqa: B018  # looked at by a debugger, say
+        iter_only = aiter(stream)
+        del iter_only
+        assert (await anext(stream)).delta == "a"
+        await asyncio.sleep(0)
+        assert [text async for text in stream.text_stream] == ["b"]
+        assert stream.response.text == "ab" and engine.stats.left == 0 and idle(engine)
+
+    run_virtual(scenario)
+
+
+def test_a_dropped_stream_and_an_early_close_count_as_left() -> None:
+    async def scenario() -> None:
+        engine = streaming(Source(piece("a"), 9.0), Source(piece("a") + USAGE, 9.0), limits=Limits(tpm=10_000))
+        stream = await engine.stream(ask())
+        del stream
+        await asyncio.sleep(0)
+        assert engine.stats.left == 1
+        window = engine.router.endpoints[0].limiter.learner.tokens.window
+        before = window.used
+        stream = await engine.stream(ask())
+        await anext(stream)
+        await stream.aclose()
+        await stream.aclose()
+        assert engine.stats.left == 2 and idle(engine) and window.used - before == 7
+
+    run_virtual(scenario)

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, strategies as st
 from rich.cells import cell_len
 
+from fastllm.engine.holds import Hold, Room
 from fastllm.engine.stats import Snapshot
 from fastllm.errors import ConfigError, MissingExtra
 from fastllm.progress import make_progress, show_summary, summary, watch, with_unseen
@@ -286,7 +287,7 @@ def test_the_summary_is_data_for_programs() -> None:
 def test_the_summary_is_a_few_lines_for_people() -> None:
     text = summary(FULL, total=1100, already_done=100, output="out.jsonl", failures="bad\nname").text()
     assert text == (
-        "1.1k rows in 1m40s · 9/s\n"
+        "1.0k of 1.1k rows in 1m40s · 9/s\n"
         "  ok         890 (89 cached, 1 joined)\n"
         "  failed     10 (7 RateLimitError, 3 BadRequestError)\n"
         "  resumed    100 from an earlier run\n"
@@ -355,11 +356,97 @@ def test_waiting_for_a_limit_is_told_and_does_not_deceive_the_eta() -> None:
     for tenth in range(1, 600):
         run.at(tenth / 10, done=min(200, 8 * tenth), in_flight=8 if tenth < 25 else 0, waiting=300)
         view = meter.view()
-        if tenth > 25:
-            assert view.eta == pytest.approx(90, rel=0.05)
+        if tenth > 31:  # thought over when it stood, and counted down since
+            assert view.eta == pytest.approx(90 - (tenth - 25) / 10, abs=5)
     assert "300 waiting for limits" in [part.text for part in fields(view)]
     assert not [part for part in fields(View()) if part.name == "waiting"]
 
+
+PARKED = Hold(endpoint="m", why="parked until 14:05:00 (429)", short="parked until 14:05")
+
+
+def test_while_an_endpoint_stands_still_it_says_so_and_gives_no_eta() -> None:
+    run = Run(total=1000)
+    meter = run.meter()
+    for second in range(20):
+        run.at(second, done=10 * second, in_flight=9)
+        assert (meter.view().eta is None) == (second == 0)
+    run.at(21, in_flight=0, waiting=700, holds=(PARKED,), limits={"m": ""})
+    view = meter.view()
+    assert view.eta is None
+    texts = [part.text for part in fields(view)]
+    assert "parked until 14:05:00 (429)" in texts and "700 waiting" in texts and "ETA" not in " ".join(texts)
+    narrow = line(view, 60).plain
+    assert (
+        "parked until 14:05" in narrow
+        and "190/1.0k" in narrow
+        and "700 waiting" in narrow
+        and "waiting for limits" not in narrow
+    )
+    run.at(3600, holds=())
+    assert meter.view().eta is None
+    for second in range(1, 12):
+        run.at(3600 + second, done=190 + 10 * second, waiting=0, in_flight=9)
+        view = meter.view()
+    assert view.eta == pytest.approx(70, rel=0.1) and view.rate == pytest.approx(10, rel=0.1)
+
+
+def test_an_eta_is_counted_down_and_taken_back_when_its_time_came_without_a_row() -> None:
+    run = Run(total=200)
+    meter = run.meter()
+    for second in range(11):
+        run.at(second, done=10 * second, in_flight=1)
+        view = meter.view()
+    assert view.eta == 10
+    run.at(15)
+    assert meter.view().eta == 5
+    run.at(21)
+    assert meter.view().eta is None
+
+
+def test_the_eta_under_a_limit_a_minute_comes_from_its_ledger() -> None:
+    """600 a minute, sent in the first 10 s of each: the last of 3,000 rows goes out at 4 minutes and 10 seconds."""
+    run = Run(total=3000)
+    meter = run.meter()
+    for second in range(240):
+        minute, within = divmod(second, 60)
+        sent = min(600, 60 * within)
+
+        def used(ahead: int, within: int = within, sent: int = sent, minute: int = minute) -> int:
+            """What this minute has sent leaves after 60 s, what the last one sent in its first 10 s."""
+            earlier = 600 - 60 * min(10, within + ahead) if minute else 0
+            return earlier + sent - 60 * min(10, max(0, ahead + within - 60))
+
+        run.at(
+            second, done=600 * minute + sent, ok=600 * minute + sent, waiting=2400, in_flight=0 if within > 10 else 9,
+            rooms={"requests": Room(limit=600.0, used=tuple(used(ahead) for ahead in range(0, 70, 5)))},
+        )  # fmt: skip
+        view = meter.view()
+        if second > 11 and within > 10:
+            assert view.eta == pytest.approx(250 - second, abs=6)
+
+
+def test_what_was_never_sent_is_left_and_neither_done_nor_failed() -> None:
+    run = Run(total=300)
+    meter = run.meter()
+    run.at(0.0)
+    meter.view()
+    run.at(5.0, done=1, failed=1, unsent=299)
+    view = meter.view()
+    assert (view.done, view.failed, view.unsent, view.percent) == (1, 1, 299, 0)
+    assert "299 not sent" in [part.text for part in fields(view)]
+    found = summary(run.snapshot(), total=300)
+    assert (found.failed, found.left) == (1, 299)
+    assert found.text().startswith("1 of 300 rows in 5s")
+
+
+@pytest.mark.parametrize(("done", "shown"), [(0, 0), (1, 0), (999_999, 99), (1_000_000, 100)])
+def test_a_hundred_percent_is_all(done: int, shown: int) -> None:
+    assert View(done=done, total=1_000_000).percent == shown
+
+
+def test_the_cost_is_shown_where_it_is_known_and_more_than_nothing() -> None:
+    assert ("cost", "$1.23") in summary(Snapshot(ok=1, done=1, cost_usd=1.234)).lines()
     for unknown in (None, 0.0):
         found = summary(Snapshot(ok=1, done=1, cost_usd=unknown))
         assert "cost" not in dict(found.lines())

@@ -28,7 +28,7 @@ from ..progress import Kind, Summary, make_progress, show_summary, summary, with
 from ..settings import Settings
 from . import dry_run as dry
 from .options import check_model, local_hint, setting_options, settings_of
-from .say import say
+from .say import Saying, say
 
 LOCAL = (f"{build.LOCAL}/", f"{build.LOCAL}:")
 REASONS = 3  # kinds of failures of which one message is shown
@@ -91,7 +91,7 @@ def command(source: str, output: str, overwrite: bool, dry_run: bool, **flags: A
     check_model(settings)
     if dry_run:
         return dry.show(source, Path(output), settings, overwrite=overwrite)
-    logging.basicConfig(format="fastllm: %(levelname)s: %(message)s", stream=sys.stderr, level=logging.WARNING)
+    logging.basicConfig(handlers=[Saying()], level=logging.WARNING)
     model, target = settings["model"] or "", Path(output)
     # A missing key or an unknown provider ends the run before there is a job. Only where a local model would have to
     # start, and there is an output already, does it start with the first row that is still to be asked.

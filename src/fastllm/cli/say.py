@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 from typing import TextIO
@@ -16,6 +17,13 @@ def say(text: str = "") -> None:
         click.echo(text, err=True)
     except (OSError, ValueError):  # the pipe is broken, the terminal or the stream closed
         silence(sys.stderr)
+
+
+class Saying(logging.Handler):
+    """Says what is logged, above the live line where there is one: that takes the place of standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(f"fastllm: {record.levelname.lower()}: {record.getMessage()}")
 
 
 def silence(stream: TextIO | None) -> None:

@@ -37,6 +37,7 @@ PERMISSION = 3  # refusals of a kind that may concern one request, in a row, unt
 _LATE = frozenset({"timeout_first_byte", "timeout_attempt"})
 _KEY_HEADER = re.compile(rb"(?i)authorization|key|token|cookie|secret")
 _SHORTEST_KEY = 8
+LONG = 60.0  # seconds: a wait that a batch does not begin without a word
 NO_NAMES: Mapping[str, str] = MappingProxyType({})
 
 
@@ -44,6 +45,7 @@ class Endpoint:
     """What a limit belongs to: base URL, key and model. `name` is what people see; it holds no secret."""
 
     __slots__ = (
+        "_out_since",
         "_refusals",
         "_secrets",
         "_warned",
@@ -87,6 +89,7 @@ class Endpoint:
         self._refusals = 0
         self._secrets = _secrets(target)
         self._warned = False
+        self._out_since: float | None = None  # an outage that was told of
         self.scope = scope(provider.name, target.base_url, target.headers, namespace)
 
     def ended(self, permit: Permit, error: LLMError | None) -> None:
@@ -99,6 +102,9 @@ class Endpoint:
                     self._refusals += 1
                     if self._refusals >= (PERMISSION if isinstance(error, PermissionDeniedError) else 1):
                         limiter.condemn(error)  # before the permit lets in the next
+            if self._out_since is not None and not limiter.breaker.opened:
+                logger.warning("%s answers again, after %.0f s", self.name, limiter.now - self._out_since)
+                self._out_since = None
         finally:
             if permit.money is not None:
                 permit.money.keep()  # unless it was settled or given back: nobody knows whether it was billed
@@ -109,7 +115,11 @@ class Endpoint:
         it was answered what its usage says, or else the estimate."""
         limiter = self.limiter
         if error.retryable and error.retry_after:
-            limiter.park(error.retry_after, error.code or "")
+            if error.retry_after >= LONG and error.retry_after > limiter.parked_for + 1.0:
+                logger.warning(
+                    "%s wants nobody for %.0f s (%s): waiting", self.name, error.retry_after, error.status_code
+                )
+            limiter.park(error.retry_after, str(error.status_code or error.code or ""))
         if not error.sent:
             permit.refund()
             self._give_back(permit)
@@ -141,6 +151,7 @@ class Endpoint:
         if error.code in _LATE:
             limiter.timed_out(permit)
         if limiter.failed(permit, answered=error.status_code is not None) and limiter.breaker.proven:
+            self._out_since = limiter.now
             logger.warning(
                 "%s does not answer (%s); asking every %g s whether it is back", self.name, error.message, PROBE
             )
@@ -159,6 +170,18 @@ class Endpoint:
             self._pay(permit, response)
         self._refusals = 0
         self.limiter.answered(permit, response.latency)
+
+    def left(self, permit: Permit, seen: Response) -> None:
+        """Book what a stream had used that its reader left: what its usage says, or else its prompt and what had come.
+        The money stays spent, because nobody knows how much the provider had written by then."""
+        usage = seen.usage
+        self._bill(usage)
+        self.limiter.alive(permit)
+        if usage is not None:
+            permit.settle(usage.total_tokens, usage.prompt_tokens)
+            self._pay(permit, seen)
+        else:
+            permit.settle(permit.prompt + len(seen.body) * self.estimator.ratio)
 
     def patient(self, error: LLMError) -> bool:
         """Tell whether a batch should wait until this has passed: not where nobody has ever answered."""

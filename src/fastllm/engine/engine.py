@@ -37,6 +37,7 @@ from .endpoint import Endpoint, Router
 from .events import AttemptFailed, Event, Observer, RequestDone
 from .flight import Flight, Terms
 from .hedge import A, Race, latencies, spare_permit
+from .holds import hold_of, rooms_of
 from .limiter import ParkedError, Permit
 from .stats import Snapshot, Stats
 from .stream import Stream, replayed
@@ -403,9 +404,12 @@ class Engine:
         def deadline() -> Deadline:
             return self.clock.deadline(None if due is None else max(0.0, due - self.clock.now()))
 
-        def ended(response: Response | None, error: LLMError | None, shown: bool) -> None:
+        def ended(response: Response | None, error: LLMError | None, shown: bool, *, left: bool = False) -> None:
             try:
-                if response is not None and whole:  # the other of two attempts was first
+                if left and response is not None:
+                    self.stats.left += 1
+                    endpoint.left(permit, response)
+                elif response is not None and whole:  # the other of two attempts was first
                     endpoint.answered(permit, response, request)
                     response = None
                 elif response is not None:
@@ -423,7 +427,7 @@ class Engine:
             if error is not None and shown:
                 self.stats.failure(error)
             if response is not None or (error is not None and shown):
-                self._done(request, response, error, began)
+                self._done(request, response, error, began, left=left)
 
         async def keep(response: Response) -> None:
             if self.cache is not None:
@@ -524,10 +528,12 @@ class Engine:
         self._done(call.request, None, error, call.began)
         return error
 
-    def _done(self, request: Request, response: Response | None, error: LLMError | None, began: float) -> None:
+    def _done(
+        self, request: Request, response: Response | None, error: LLMError | None, began: float, left: bool = False
+    ) -> None:
         if self.observers:
             seconds = self.clock.now() - began
-            self._notify(RequestDone(request=request, response=response, error=error, seconds=seconds))
+            self._notify(RequestDone(request=request, response=response, error=error, seconds=seconds, left=left))
 
     def _notify(self, event: Event) -> None:
         for observer in self.observers:
@@ -538,11 +544,14 @@ class Engine:
 
     def snapshot(self) -> Snapshot:
         """Give the counters and each endpoint's limits at this moment."""
-        endpoints = self.router.endpoints
+        now, wall, endpoints = self.clock.now(), self.clock.time(), self.router.endpoints
         limits = {endpoint.name: endpoint.limiter.describe() for endpoint in endpoints}
+        holds = [hold for e in endpoints if (hold := hold_of(e.name, e.limiter, now, wall)) is not None]
+        rooms = rooms_of(endpoints[0].limiter, now) if len(endpoints) == 1 else None
         costs = [endpoint.cost for endpoint in endpoints]
         known = [cost for cost in costs if cost is not None]
-        return self.stats.snapshot(self.clock.now(), limits, sum(known) if len(known) == len(costs) else None)
+        cost = sum(known) if len(known) == len(costs) else None
+        return self.stats.snapshot(now, limits, cost=cost, holds=holds, rooms=rooms)
 
     @property
     def concurrency(self) -> int | None:

@@ -26,12 +26,14 @@ class AttemptFailed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RequestDone(msgspec.Struct, frozen=True, kw_only=True):
-    """One request ended: with a response or with its final error."""
+    """One request ended: with a response or with its final error. `left` says that it was a stream which its reader
+    left before the end: then the response is what had come until then."""
 
     request: Request
     response: Response | None
     error: LLMError | None
     seconds: float
+    left: bool = False
 
 
 Event = AttemptFailed | RequestDone

@@ -191,6 +191,7 @@ class Race(Generic[A]):
                 cancelled = error  # goes on below
         answer, self._answer = self._answer, None
         if isinstance(answer, Stream):
+            answer.began = False  # to its caller it never did
             await answer.aclose()
         if cancelled is not None:
             raise cancelled

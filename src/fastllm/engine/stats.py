@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import msgspec
 
 from ..answers import Usage
+from ..errors import StoppedError
+from .holds import Hold, Room
 
 # Latency buckets grow by 2 % each: bucket i holds latencies in [FLOOR * GROWTH**i, FLOOR * GROWTH**(i+1)).
 _FLOOR = 1e-5
@@ -23,6 +25,9 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     `attempts` counts what was sent, `retries` those after the first, `hedges` those sent beside one that was late,
     `rate_limited` answers of 429.
     `cost_usd` is what the answers cost by their usage and the price table; None where a price or usage is not known.
+    `unsent` requests were given up before they were sent, because their job or their key was stopped or the budget was
+    used up (StoppedError): they are neither done nor failed.
+    `left` streams were closed by their readers before the end; they are neither ok nor failed.
     `waiting` requests wait for admission, `in_flight` ones are at the provider; `backing_off` sleep before a retry.
     """
 
@@ -30,6 +35,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     done: int = 0
     ok: int = 0
     failed: int = 0
+    unsent: int = 0
+    left: int = 0
     cached: int = 0
     joined: int = 0
     attempts: int = 0
@@ -49,6 +56,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     p99: float | None = None
     limits: dict[str, str] = {}
     cost_usd: float | None = 0.0
+    holds: tuple[Hold, ...] = ()
+    rooms: dict[str, Room] = {}
 
     @property
     def cache_hit_ratio(self) -> float | None:
@@ -71,18 +80,20 @@ class Stats:
         "hedges",
         "in_flight",
         "joined",
+        "left",
         "most_in_flight",
         "ok",
         "prompt_tokens",
         "rate_limited",
         "retries",
         "started",
+        "unsent",
         "waiting",
     )
 
     def __init__(self, now: float) -> None:
         self.started = now
-        self.ok = self.failed = self.cached = self.joined = 0
+        self.ok = self.failed = self.unsent = self.left = self.cached = self.joined = 0
         self.attempts = self.retries = self.hedges = self.rate_limited = 0
         self.in_flight = self.waiting = self.backing_off = self.most_in_flight = 0
         self.prompt_tokens = self.completion_tokens = self.cached_tokens = 0
@@ -116,7 +127,10 @@ class Stats:
                 self.cached_tokens += max(0, min(usage.cached_tokens, usage.prompt_tokens))
 
     def failure(self, error: BaseException) -> None:
-        """One request ended in an error."""
+        """One request ended in an error. What was never sent has not failed: it is still to be done."""
+        if isinstance(error, StoppedError):
+            self.unsent += 1
+            return
         self.failed += 1
         name = type(error).__name__
         self.errors[name] = self.errors.get(name, 0) + 1
@@ -136,14 +150,25 @@ class Stats:
                     break
         return found
 
-    def snapshot(self, now: float, limits: dict[str, str] | None = None, cost: float | None = 0.0) -> Snapshot:
-        """Give all counters at once. `limits` describes each endpoint's limiter in words, `cost` is in USD."""
+    def snapshot(
+        self,
+        now: float,
+        limits: dict[str, str] | None = None,
+        *,
+        cost: float | None = 0.0,
+        holds: Sequence[Hold] = (),
+        rooms: dict[str, Room] | None = None,
+    ) -> Snapshot:
+        """Give all counters at once. `limits` describes each endpoint's limiter in words, `holds` those that stand
+        still, `rooms` the limits of a minute where there is one endpoint, `cost` is in USD."""
         p50, p95, p99 = self.percentiles((0.5, 0.95, 0.99))
         return Snapshot(
             elapsed=max(0.0, now - self.started),
             done=self.ok + self.failed,
             ok=self.ok,
             failed=self.failed,
+            unsent=self.unsent,
+            left=self.left,
             cached=self.cached,
             joined=self.joined,
             attempts=self.attempts,
@@ -163,6 +188,8 @@ class Stats:
             p99=p99,
             limits=limits or {},
             cost_usd=cost,
+            holds=tuple(holds),
+            rooms=rooms or {},
         )
 
     def __repr__(self) -> str:

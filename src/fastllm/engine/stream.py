@@ -1,7 +1,11 @@
 """Stream: a streamed answer under way; it owns its permit and its connection until it ends or is closed.
 
-The permit goes back the moment the answer is over: at the terminator, an error, `aclose()`, or when nobody holds the
-stream any more. Leaving the loop early closes the connection, so that the provider stops working on it.
+The permit goes back the moment the answer is over: at the terminator, an error, `aclose()`, when a loop over it is
+left, or when nobody holds the stream any more. Then the connection is closed too, so that the provider stops.
+
+Python has no hook for `break`. But nobody except the loop holds the iterator that it made: when the loop is left, by
+`break`, `return`, an exception or a cancellation, CPython's reference count collects it at once. So `__aiter__` and
+`text_stream` give iterators of their own, whose end is the stream's.
 """
 
 from __future__ import annotations
@@ -10,18 +14,26 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self, TypeVar
 
 from ..clock import Deadline
-from ..errors import DeadlineExceededError, LLMError
+from ..errors import DeadlineExceededError, FastLLMError, LLMError
 from ..providers.base import Decoder
 from ..transport.base import HTTPStream
 from ..types import Chunk, Response
 
-# Called once: with the assembled response, or with the error, or with neither when the stream was left early; and
-# whether the first chunk had come. It must not refer to the stream: a cycle would keep a dropped one alive.
-Ended = Callable[[Response | None, LLMError | None, bool], None]
+T = TypeVar("T", covariant=True)
 Keep = Callable[[Response], Awaitable[None]]
+
+
+class Ended(Protocol):
+    """Called once, with the assembled response or with the error, and whether the first chunk had come; `left` says
+    that the response is only what had come when the stream was left early. It must not refer to the stream: a cycle
+    would keep a dropped one alive."""
+
+    def __call__(
+        self, response: Response | None, error: LLMError | None, shown: bool, *, left: bool = False
+    ) -> None: ...
 
 
 class Stream:
@@ -52,6 +64,8 @@ class Stream:
         self._keep = keep
         self._chunks: deque[Chunk] = deque()
         self._response: Response | None = None
+        self._left = False
+        self._closing: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
 
     async def begin(self) -> None:
@@ -61,11 +75,16 @@ class Stream:
         self.began = True
 
     def __aiter__(self) -> AsyncIterator[Chunk]:
-        return self
+        return _Reading(self, self.__anext__)
 
     async def __anext__(self) -> Chunk:
         while not self._chunks:
             if self._ended is None:
+                if self._left:
+                    raise FastLLMError(
+                        "the stream was closed before its end, as leaving a loop over it does; to take some chunks now "
+                        "and the others later, step through it with next() or anext()"
+                    )
                 await self.aclose()
                 raise StopAsyncIteration
             await self._read()
@@ -82,11 +101,19 @@ class Stream:
         return chunks
 
     @property
-    async def text_stream(self) -> AsyncIterator[str]:
+    def text_stream(self) -> AsyncIterator[str]:
         """The pieces of text of the first choice, empty ones left out."""
-        async for chunk in self:
-            if chunk.delta:
-                yield chunk.delta
+        return _Reading(self, self._text)
+
+    async def _text(self) -> str:
+        while not (text := (await self.__anext__()).delta):
+            pass
+        return text
+
+    @property
+    def _open(self) -> bool:
+        """True while there is something to give back: the permit, or the connection."""
+        return self._ended is not None or self._source is not None
 
     @property
     def response(self) -> Response:
@@ -155,10 +182,29 @@ class Stream:
         if ended is not None:
             ended(response, error, self.began)
 
+    def _leave(self) -> None:
+        """Stop before the end: what has come until now is all there will be."""
+        ended, self._ended = self._ended, None
+        if ended is None:
+            return
+        self._left = True
+        self._chunks.clear()
+        _tell(ended, self._decoder, self.began, self.attempts, self.endpoint)
+
+    def leave(self) -> None:
+        """Do as `aclose` does, soon and without waiting for it; from any thread."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._leave_now)
+
+    def _leave_now(self) -> None:
+        self._leave()
+        if self._source is not None:
+            self._closing = self._loop.create_task(self.aclose(), name="fastllm-left-stream")
+
     async def aclose(self) -> None:
         """Stop here: close the connection and give the permit back. Idempotent."""
         source, self._source = self._source, None
-        self._end(None, None)
+        self._leave()
         if source is not None:
             await source.aclose()
 
@@ -174,11 +220,45 @@ class Stream:
         # The transport closes the connection of a stream that nobody holds; the permit is given back on the loop.
         ended, self._ended = getattr(self, "_ended", None), None
         if ended is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(ended, None, None, self.began)
+            self._loop.call_soon_threadsafe(_tell, ended, self._decoder, self.began, self.attempts, self.endpoint)
 
     def __repr__(self) -> str:
         state = "open" if self._ended is not None else "ended"
         return f"<Stream {self.endpoint} {state}, {len(self._chunks)} chunks waiting>"
+
+
+class _Reading(AsyncIterator[T]):
+    """One loop over a stream. It is collected when the loop is left, and then it leaves the stream."""
+
+    __slots__ = ("_begun", "_next", "_stream")
+
+    def __init__(self, stream: Stream, next: Callable[[], Awaitable[T]]) -> None:
+        self._stream = stream
+        self._next = next
+        self._begun = False  # one that was only made is no loop
+
+    def __aiter__(self) -> Self:
+        return self
+
+    def __anext__(self) -> Awaitable[T]:
+        self._begun = True
+        return self._next()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    def __del__(self) -> None:
+        # Not here and now: the collector may come at any moment and in any thread.
+        if self._begun and self._stream._open:
+            self._stream.leave()
+
+
+def _tell(ended: Ended, decoder: Decoder | None, began: bool, attempts: int, endpoint: str) -> None:
+    seen = None
+    if began and decoder is not None:
+        seen = decoder.response()
+        seen.attempts, seen.endpoint = attempts, endpoint
+    ended(seen, None, began, left=True)
 
 
 def replayed(response: Response, chunks: Iterable[Chunk]) -> Stream:

@@ -98,6 +98,10 @@ class Window:
         """Give what is used, changing nothing: for another thread that only looks."""
         return max(0.0, self.used - sum(entry.amount for entry in tuple(self._buckets) if entry.expires <= now))
 
+    def next_out(self, now: float) -> float:
+        """Give when the next of what is used leaves, changing nothing; now, if nothing is used."""
+        return next((entry.expires for entry in tuple(self._buckets) if entry.expires > now), now)
+
     def recent(self, last: Entry, seconds: float) -> tuple[float, float]:
         """Give what was booked and kept, and what was refused, in the seconds that end with the bucket `last`."""
         kept = refused = 0.0

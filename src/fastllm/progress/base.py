@@ -13,12 +13,15 @@ from typing import Protocol
 
 import msgspec
 
+from ..engine.holds import STEP
 from ..engine.stats import Snapshot
+from ..policy.window import SPAN
 
 WINDOW = 10.0  # seconds that rates look back …
 PATIENCE = 60.0  # … or up to a minute, until as many rows as this came back within it:
 ENOUGH = 10
 SAMPLE = 0.5
+STANDSTILL = 0.5  # seconds: what waits for less is on its way
 
 
 class Progress(Protocol):
@@ -49,6 +52,9 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     hit_ratio: float | None = None
     failed: int = 0
     cost: float = 0.0  # USD; 0 where it is not known
+    unsent: int = 0
+    hold: str = ""  # why nothing goes out: in words, and in fewer
+    hold_short: str = ""
     eta: float | None = None
     overall_rate: float = 0.0  # since the beginning, without resumed rows
 
@@ -58,6 +64,11 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
         if self.total is None:
             return None
         return min(1.0, self.done / self.total) if self.total > 0 else 1.0
+
+    @property
+    def percent(self) -> int | None:
+        """The share in whole percent: 100 only where all is done."""
+        return None if self.share is None else int(self.share * 100)
 
 
 def with_unseen(seen: Snapshot, unseen: Mapping[str, int]) -> Snapshot:
@@ -87,11 +98,19 @@ class Meter:
         self._first: Snapshot | None = None
         self._samples: deque[Snapshot] = deque()
         self._stood: float | None = None  # when rows last waited for a limit with nothing in flight
+        self._idle_since: float | None = None  # and since when they do, for a moment at least
+        self._held = False  # nothing went out
+        self._expected: float | None = None  # when the last row will be done
+        self._counted = -1  # rows done when that was thought
 
     def view(self) -> View:
         """Take a snapshot and say what it means."""
         now = self._snapshot()
         first = self._first = self._first or now
+        if self._held and not now.holds:  # how fast it was before says nothing, and a standstill even less
+            self._samples.clear()
+            self._stood = self._idle_since = None
+        self._held = bool(now.holds)
         if not self._samples or now.elapsed - self._samples[-1].elapsed >= SAMPLE:
             self._samples.append(now)
         while len(self._samples) > 2 and now.elapsed - self._samples[1].elapsed >= PATIENCE:
@@ -119,19 +138,47 @@ class Meter:
             hit_ratio=(now.cached - first.cached) / ok if ok > 0 else None,
             failed=now.failed - first.failed,
             cost=(now.cost_usd or 0.0) - (first.cost_usd or 0.0),
-            eta=max(0, total - done) / lasting if total is not None and lasting > 0 else None,
+            unsent=now.unsent - first.unsent,
+            hold=_named(now, short=False),
+            hold_short=_named(now, short=True),
+            eta=self._eta(now, None if total is None else max(0, total - done), lasting),
             overall_rate=(now.done - first.done) / elapsed if elapsed > 0 else 0.0,
         )
 
     def _lasting(self, now: Snapshot, rate: float) -> float:
         """The rate that can go on. A limit per minute lets a minute's rows through at once and then none, so where rows
         stood waiting, only a whole minute tells."""
-        if now.waiting and not now.in_flight:
+        if not now.waiting or now.in_flight:
+            self._idle_since = None
+        elif self._idle_since is None:
+            self._idle_since = now.elapsed
+        elif now.elapsed - self._idle_since >= STANDSTILL:
+            if not self._is_limited(now):
+                self._counted = -1  # it was thought to go on
             self._stood = now.elapsed
-        if self._stood is None or now.elapsed - self._stood >= PATIENCE:
+        if not self._is_limited(now):
             return rate
         oldest = self._samples[0]
         return (now.done - oldest.done) / max(PATIENCE, now.elapsed - oldest.elapsed)
+
+    def _eta(self, now: Snapshot, left: int | None, lasting: float) -> float | None:
+        """Seconds until all is done: thought over whenever a row is, counted down between, and None rather than wrong:
+        while an endpoint stands still, and where the time came and the rows did not."""
+        if left is None or self._held:
+            self._expected = None
+            return None
+        if self._is_limited(now) and (turn := _turn(now, left)) is not None:
+            return turn
+        if now.done != self._counted:
+            self._counted = now.done
+            self._expected = now.elapsed + left / lasting if lasting > 0 else None
+        if self._expected is None or (left and now.elapsed > self._expected):
+            return None
+        return self._expected - now.elapsed
+
+    def _is_limited(self, now: Snapshot) -> bool:
+        """Tell whether limits of a minute hold the rows back, now or within the last minute."""
+        return self._stood is not None and now.elapsed - self._stood < PATIENCE
 
     def _past(self, now: Snapshot) -> Snapshot:
         """The sample that rates are measured from: the newest one that is old enough and has seen enough."""
@@ -139,6 +186,42 @@ class Meter:
             if now.elapsed - sample.elapsed >= WINDOW and now.done - sample.done >= ENOUGH:
                 return sample
         return self._samples[0]
+
+
+def _turn(now: Snapshot, left: int) -> float | None:
+    """Seconds until the last of these rows goes out, as the limits of a minute allow; None where none is known. What is
+    sent in one minute can be sent again in the next, and in the same rhythm."""
+    turns = []
+    for name, room in now.rooms.items():
+        answered = now.ok - now.cached - now.joined
+        tokens = (now.prompt_tokens + now.completion_tokens) / answered if answered > 0 else None
+        need = left if name == "requests" else left * tokens if tokens else None
+        if need is None or room.limit < 1.0:
+            continue
+        minutes, rest = divmod(need, room.limit)
+        if not rest and minutes:
+            minutes, rest = minutes - 1, room.limit
+        free = room.limit - rest
+        turns.append(minutes * SPAN + _free_in(room.used, free))
+    return max(turns, default=None)
+
+
+def _free_in(used: tuple[float, ...], least: float) -> float:
+    """Seconds until no more than this is used, between two steps where it falls."""
+    for i, amount in enumerate(used):
+        if amount <= least:
+            before = used[i - 1] if i else amount
+            return STEP * (i - (least - amount) / (before - amount)) if before > amount else STEP * i
+    return STEP * (len(used) - 1)
+
+
+def _named(now: Snapshot, *, short: bool) -> str:
+    """The first endpoint that stands still, with its name where there are others."""
+    if not now.holds:
+        return ""
+    hold = now.holds[0]
+    text = hold.short if short else hold.why
+    return text if len(now.limits) < 2 else f"{hold.endpoint}: {text}"
 
 
 class Display:

@@ -7,7 +7,7 @@ from typing import TextIO
 from .base import Display, Meter, View
 from .words import count, duration, encodable, fields
 
-_OF_THE_MOMENT = ("rate", "tokens", "in_flight", "waiting", "eta")  # and of no meaning at the end
+_OF_THE_MOMENT = ("rate", "tokens", "in_flight", "waiting", "hold", "eta")  # and of no meaning at the end
 
 
 class LineProgress(Display):

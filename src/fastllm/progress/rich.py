@@ -21,6 +21,8 @@ _STYLES = {
     "retries": "yellow",
     "rate_limited": "yellow",
     "waiting": "yellow",
+    "hold": "bold yellow",
+    "unsent": "yellow",
     "backing_off": "yellow",
     "cached": "green",
     "failed": "bold red",

@@ -55,7 +55,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     def lines(self) -> list[tuple[str, str]]:
         """Give (name, value) for each line; the heading has no name. What did not happen has no line."""
         rate = f"{count(self.requests_per_second)}/s"
-        found = [("", f"{plural(self.rows, 'row', 'rows')} in {duration(self.elapsed)} · {rate}")]
+        done = f"{count(self.rows - self.left)} of " if self.left else ""
+        found = [("", f"{done}{plural(self.rows, 'row', 'rows')} in {duration(self.elapsed)} · {rate}")]
         found.append(("ok", _with_notes(f"{self.ok:,}", {"cached": self.cached, "joined": self.joined})))
         if self.failed:
             found.append(("failed", _with_notes(f"{self.failed:,}", self.errors)))

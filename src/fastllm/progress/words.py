@@ -58,13 +58,19 @@ def fields(view: View) -> list[Field]:
         exact, brief = f"{exact}/{view.total:,}", f"{brief}/{count(view.total)}"
     shown = [Field("done", exact, brief, 1)]
     if view.share is not None:
-        shown.append(Field("share", *_twice(f"{int(view.share * 100)}%"), 3))
-    shown.append(Field("rate", *_twice(f"{count(view.rate)}/s"), 2))
-    if view.prompt_rate or view.completion_rate:
+        shown.append(Field("share", *_twice(f"{view.percent}%"), 3))
+    if view.hold:
+        shown.append(Field("hold", view.hold, view.hold_short, 2))
+    else:
+        shown.append(Field("rate", *_twice(f"{count(view.rate)}/s"), 2))
+    if (view.prompt_rate or view.completion_rate) and not view.hold:
         tokens = f"{count(view.prompt_rate)} in + {count(view.completion_rate)} out tok/s"
         shown.append(Field("tokens", tokens, f"{count(view.prompt_rate)}+{count(view.completion_rate)} tok/s", 7))
-    shown.append(Field("in_flight", *_twice(f"{count(view.in_flight)} in flight"), 6))
-    if view.waiting:
+    if view.in_flight or not view.hold:
+        shown.append(Field("in_flight", *_twice(f"{count(view.in_flight)} in flight"), 6))
+    if view.waiting and view.hold:
+        shown.append(Field("waiting", *_twice(f"{count(view.waiting)} waiting"), 7))
+    elif view.waiting:
         text = f"{count(view.waiting)} waiting"
         shown.append(Field("waiting", f"{text} for limits", text, 6))
     if view.backing_off:
@@ -79,15 +85,21 @@ def fields(view: View) -> list[Field]:
         shown.append(Field("cost", *_twice(dollars(view.cost)), 6))
     if view.failed:
         shown.append(Field("failed", *_twice(f"{count(view.failed)} failed"), 4))
+    if view.unsent:
+        shown.append(Field("unsent", *_twice(f"{count(view.unsent)} not sent"), 4))
     if view.eta is not None and view.done < (view.total or 0):
         shown.append(Field("eta", *_twice(f"ETA {duration(view.eta)}"), 5))
     return shown
 
 
 def fit(parts: list[Field], width: int, gap: int = 3) -> list[tuple[str, str]]:
-    """Choose (name, text) pairs that fit in `width` columns: all long, else all short, else the worthiest."""
-    for long in (True, False):
-        texts = [(part.name, part.text if long else part.short) for part in parts]
+    """Choose (name, text) pairs that fit in `width` columns: all long, else the less worthy ones short, else only the
+    worthiest."""
+    short: set[str] = set()
+    for part in [None, *sorted(parts, key=lambda part: -part.worth)]:
+        if part is not None:
+            short.add(part.name)
+        texts = [(part.name, part.short if part.name in short else part.text) for part in parts]
         if sum(len(text) + gap for _, text in texts) - gap <= width:
             return texts
     kept: set[str] = set()
