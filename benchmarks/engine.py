@@ -72,9 +72,9 @@ class InstantTransport(Transport):
 
 
 def rows(count: int) -> Iterator[Row]:
-    text = "word " * 100
+    text = b"word " * 100
     for i in range(count):
-        body = b'{"model":"m","messages":[{"role":"user","content":"%d %s"}],"max_tokens":200}' % (i, text.encode())
+        body = b'{"model":"m","messages":[{"role":"user","content":"%d %b"}],"max_tokens":200}' % (i, text)
         yield Row(index=i, request=Request.from_body(body, priority=1))
 
 

@@ -26,7 +26,7 @@ from .engine.limiter import Limiter
 from .errors import APIConnectionError, ConfigError, MissingKeyError, UnknownProviderError
 from .options import CachePolicy, Limits, Retry, Timeout
 from .policy.budget import Budget
-from .policy.pricing import PriceTable
+from .policy.pricing import Price, PriceTable
 from .policy.purse import Purse, UnknownPrice
 from .providers.base import Provider
 from .providers.vendors import VENDORS, Vendor, split_model
@@ -358,6 +358,11 @@ class _Resolver:
         headers = provider.headers(key, {**vendor.headers, **self._options.default_headers})
         target = Target(base_url=base_url.rstrip("/"), model=model, headers=headers)
         limiter = Limiter(limits or self._options.limits or Limits(), self._clock, ceiling=connection_limit())
+        billed, price = self._price(vendor, target)
+        purse = None
+        if self._budget is not None:
+            unknown = self._options.unknown_price
+            purse = Purse(self._budget, price, model=f"{billed}/{target.model}", unknown_price=unknown)
         return Endpoint(
             name,
             provider,
@@ -365,19 +370,20 @@ class _Resolver:
             limiter,
             namespace=getattr(self._options.cache, "namespace", ""),
             limit_names=vendor.limit_names,
-            purse=self._purse(vendor, target),
+            price=price,
+            purse=purse,
         )
 
-    def _purse(self, vendor: Vendor, target: Target) -> Purse | None:
-        """What pays for this endpoint, where there is a budget. Behind a base_url stands who is known by it."""
-        if self._budget is None:
-            return None
-        if self._prices is None:
-            self._prices = PriceTable.load(self._options.prices)
+    def _price(self, vendor: Vendor, target: Target) -> tuple[str, Price | None]:
+        """Give who is billed for this endpoint, and its price if that is known. Behind a base_url stands who is known
+        by it."""
         known = (found.name for found in VENDORS.values() if found.base_url == target.base_url)
         name = vendor.name or next(known, "base_url")
-        price = self._prices.find(name, target.model)
-        return Purse(self._budget, price, model=f"{name}/{target.model}", unknown_price=self._options.unknown_price)
+        if name == "base_url" and self._budget is None and self._options.prices is None:
+            return name, None
+        if self._prices is None:
+            self._prices = PriceTable.load(self._options.prices)
+        return name, self._prices.find(name, target.model)
 
     def _dialect(self, name: str) -> Provider:
         if name not in self._dialects:

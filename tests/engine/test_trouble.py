@@ -460,3 +460,22 @@ def test_a_pace_of_next_to_nothing_is_none() -> None:
         assert now() < 5.0
 
     run_virtual(scenario)
+
+
+# What it cost
+
+
+def test_what_answers_cost_is_told_where_price_and_usage_are_known() -> None:
+    async def scenario() -> None:
+        engine = make_engine(lambda http: answer(tokens=1003))
+        assert engine.snapshot().cost_usd == 0.0
+        (await engine.router.resolve("m")).price = Price(input=1.0, output=10.0)
+        await engine.execute(request("a"))
+        await engine.execute(request("b"))
+        assert engine.snapshot().cost_usd == pytest.approx(2 * (1000 * 1.0 + 3 * 10.0) / 1e6)
+        other = await engine.router.resolve("unknown")
+        assert engine.snapshot().cost_usd is not None, "nothing was asked there yet"
+        await engine.execute(request("c", model="unknown"))
+        assert other.cost is None and engine.snapshot().cost_usd is None
+
+    run_virtual(scenario)

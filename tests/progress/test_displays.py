@@ -361,6 +361,11 @@ def test_waiting_for_a_limit_is_told_and_does_not_deceive_the_eta() -> None:
     assert "300 waiting for limits" in [part.text for part in fields(view)]
     assert not [part for part in fields(View()) if part.name == "waiting"]
 
+    for unknown in (None, 0.0):
+        found = summary(Snapshot(ok=1, done=1, cost_usd=unknown))
+        assert "cost" not in dict(found.lines())
+        assert (b'"cost_usd": null' in found.to_json()) == (unknown is None)
+
 
 PARKED = Hold(endpoint="m", why="parked until 14:05:00 (429)", short="parked until 14:05")
 

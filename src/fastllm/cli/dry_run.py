@@ -21,10 +21,10 @@ from ..jobs.frames import END, FAILED, OK, Scan
 from ..jobs.journal import _differs, _existing_layout, _same_job, journal_path
 from ..jobs.publish import check_places
 from ..jobs.runner import identify
-from ..policy.budget import Budget
+from ..policy.budget import Budget, dollars
 from ..policy.pricing import Price, PriceTable
 from ..policy.purse import Purse, answers_asked
-from ..policy.tokens import Estimator
+from ..policy.tokens import MARGIN, START_ANSWER, Estimator
 from ..policy.window import SPAN
 from ..progress.words import duration
 from ..providers.vendors import VENDORS, split_model
@@ -75,7 +75,7 @@ class Count:
         self._table = table
         self._base_url = settings["base_url"]
         self._known = known_providers()
-        self._estimator = Estimator()
+        self._estimator = Estimator(START_ANSWER * MARGIN + 1)
 
     def read(self, reader: Reader, earlier: _Earlier) -> None:
         """Count every row. JobConflictError where one is not what it was when it was answered."""
@@ -205,24 +205,24 @@ def _cost(count: Count, table: PriceTable) -> str:
     unknown = [model for model, plan in count.plans.items() if plan.cost is None]
     if unknown:
         more = f" and {len(unknown) - 1:,} more model{'s' * (len(unknown) > 2)}" if len(unknown) > 1 else ""
-        rest = f"; the others about {_usd(known)}" if len(unknown) < len(count.plans) else ""
+        rest = f"; the others about {dollars(known)}" if len(unknown) < len(count.plans) else ""
         return f"unknown price for {unknown[0]}{more}{rest}"
     if count.plans and all(plan.price is not None and plan.price.free for plan in count.plans.values()):
         return "$0.00 (free)"
     bounds = [plan.bound for plan in count.plans.values()]
-    most = "" if None in bounds else f", at most {_usd(sum(bound or 0.0 for bound in bounds))}"
-    return f"about {_usd(known)}{most} (list prices of {table.date})"
+    most = "" if None in bounds else f", at most {dollars(sum(bound or 0.0 for bound in bounds))}"
+    return f"about {dollars(known)}{most} (list prices of {table.date})"
 
 
 def _budget(count: Count, budget: Budget, settings: Settings) -> str:
     refused = [model for model, plan in count.plans.items() if plan.bound is None]
     if refused and settings["unknown_price"] == "refuse":
-        return f"{_usd(budget.limit)} would refuse {refused[0]}: what it may cost is not known"
+        return f"{dollars(budget.limit)} would refuse {refused[0]}: what it may cost is not known"
     known = sum(plan.cost or 0.0 for plan in count.plans.values())
     rest = ", without the unknown prices" if any(plan.cost is None for plan in count.plans.values()) else ""
     if known > budget.limit:
-        return f"{_usd(budget.limit)}, {_usd(known - budget.limit)} less than the estimate{rest}"
-    return f"{_usd(budget.limit)}, the estimate leaves {_usd(budget.limit - known)}{rest}"
+        return f"{dollars(budget.limit)}, {dollars(known - budget.limit)} less than the estimate{rest}"
+    return f"{dollars(budget.limit)}, the estimate leaves {dollars(budget.limit - known)}{rest}"
 
 
 def _time(count: Count, settings: Settings) -> str:
@@ -237,9 +237,3 @@ def _time(count: Count, settings: Settings) -> str:
     given = [f"{limit:,.10g} {what}" for limit, what in ((rpm, "requests"), (tpm, "tokens")) if limit is not None]
     least = f"at least {duration(windows * SPAN)}" if windows > 0 else "as long as the answers take"
     return f"{least} at {' and '.join(given)} a minute"
-
-
-def _usd(dollars: float) -> str:
-    """Cents, or two digits that matter where there are less."""
-    digits = 2 if dollars == 0 or dollars >= 0.1 else 1 - math.floor(math.log10(dollars))
-    return f"${dollars:,.{digits}f}"

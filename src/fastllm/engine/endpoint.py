@@ -8,6 +8,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 
+from ..answers import Usage
 from ..errors import (
     APIConnectionError,
     APIStatusError,
@@ -22,6 +23,7 @@ from ..policy.backoff import UNREACHABLE_CODES, only_patience
 from ..policy.breaker import PROBE
 from ..policy.fingerprint import scope
 from ..policy.hedging import Hedging
+from ..policy.pricing import Price
 from ..policy.purse import Purse, answers_asked
 from ..policy.retries import RetryBudget
 from ..policy.tokens import Estimator
@@ -47,11 +49,13 @@ class Endpoint:
         "_refusals",
         "_secrets",
         "_warned",
+        "cost",
         "estimator",
         "hedging",
         "limit_names",
         "limiter",
         "name",
+        "price",
         "provider",
         "purse",
         "retries",
@@ -68,6 +72,7 @@ class Endpoint:
         *,
         namespace: str = "",
         limit_names: Mapping[str, str] = NO_NAMES,
+        price: Price | None = None,
         purse: Purse | None = None,
     ) -> None:
         self.name = name
@@ -76,6 +81,8 @@ class Endpoint:
         self.limiter = limiter
         self.limit_names = limit_names
         self.estimator = Estimator()
+        self.price = price
+        self.cost: float | None = 0.0  # USD, of the answers so far; None where one has no known price or usage
         self.purse = purse
         self.retries = RetryBudget(limiter.now)
         self.hedging: Hedging | None = None  # once somebody asks for it
@@ -123,6 +130,7 @@ class Endpoint:
                 self._give_back(permit)
             elif partial.usage is not None:
                 permit.settle(partial.usage.total_tokens)
+                self._bill(partial.usage)
                 self._pay(permit, partial)
         if isinstance(error, RateLimitError):
             if error.retryable:
@@ -153,6 +161,8 @@ class Endpoint:
     def answered(self, permit: Permit, response: Response, request: Request) -> None:
         """Book what a whole answer really cost, and learn from it."""
         usage = response.usage
+        if self.cost is not None:
+            self._bill(usage)
         if usage is not None:
             permit.settle(usage.total_tokens, usage.prompt_tokens)
             self.estimator.learn(request, usage)
@@ -218,6 +228,11 @@ class Endpoint:
                 raise
             return False
         return True
+
+    def _bill(self, usage: Usage | None) -> None:
+        """Add to what the answers have cost, as long as that is known."""
+        known = self.cost is not None and self.price is not None and usage is not None
+        self.cost = self.cost + self.price.cost(usage) if known else None  # type: ignore[operator,union-attr,arg-type]
 
     def _pay(self, permit: Permit, response: Response) -> None:
         if self.purse is not None and permit.money is not None:

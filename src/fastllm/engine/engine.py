@@ -355,13 +355,13 @@ class Engine:
 
     async def _send(self, call: Call, endpoint: Endpoint, http: HTTPRequest, permit: Permit) -> Response:
         """One attempt at a whole answer. The permit is given back here, whatever happens."""
-        sent = self.clock.now()
         failure: LLMError | None = None
         try:
             answer = await self.transport.send(http, call.timeout)
             response = self._read(call.request, endpoint, permit, answer)
-            response.latency = self.clock.now() - sent
-            self._settle(endpoint, call.request, permit, response)
+            response.latency = self.clock.now() - permit.sent
+            endpoint.answered(permit, response, call.request)
+            self.stats.answered(response.latency, response.usage)
             return response
         except LLMError as error:
             failure = error
@@ -546,9 +546,15 @@ class Engine:
         """Give the counters and each endpoint's limits at this moment."""
         now, wall, endpoints = self.clock.now(), self.clock.time(), self.router.endpoints
         limits = {endpoint.name: endpoint.limiter.describe() for endpoint in endpoints}
-        holds = [hold for e in endpoints if (hold := hold_of(e.name, e.limiter, now, wall)) is not None]
-        rooms = rooms_of(endpoints[0].limiter, now) if len(endpoints) == 1 else None
-        return self.stats.snapshot(now, limits, holds, rooms)
+        costs = [endpoint.cost for endpoint in endpoints]
+        known = [cost for cost in costs if cost is not None]
+        return self.stats.snapshot(
+            now,
+            limits,
+            sum(known) if len(known) == len(costs) else None,
+            holds=[hold for e in endpoints if (hold := hold_of(e.name, e.limiter, now, wall)) is not None],
+            rooms=rooms_of(endpoints[0].limiter, now) if len(endpoints) == 1 else None,
+        )
 
     @property
     def concurrency(self) -> int | None:

@@ -277,11 +277,13 @@ class Limiter:
         requests, tokens = learner.requests, learner.tokens
         self.in_flight += 1
         self._count += 1
-        request = requests.add(now, 1.0, held == REQUESTS)
-        token = tokens.add(now, need.tokens, held == TOKENS)
+        window = requests.window
+        request = window.add(now, 1.0) if window.limit == INF else requests.add(now, 1.0, held == REQUESTS)
+        window = tokens.window
+        token = window.add(now, need.tokens) if window.limit == INF else tokens.add(now, need.tokens, held == TOKENS)
         permit = Permit(
-            need.tokens, held, now, self.in_flight, request, token, requests.window.used,
-            tokens.window.used, learner.count, need.prompt, self,
+            need.tokens, held, now, self.in_flight, request, token, requests.window.used, window.used, learner.count,
+            need.prompt, self,
         )  # fmt: skip
         if self._more:
             permit.more = tuple(m.window.add(now, m.amount(need.tokens, need.prompt)) for m in self._more)

@@ -27,6 +27,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     `unsent` requests were given up before they were sent, because their job or their key was stopped or the budget was
     used up (StoppedError): they are neither done nor failed.
     `left` streams were closed by their readers before the end; they are neither ok nor failed.
+    `cost_usd` is what the answers cost by their usage and the price table; None where a price or usage is not known.
     `waiting` requests wait for admission, `in_flight` ones are at the provider; `backing_off` sleep before a retry.
     """
 
@@ -56,6 +57,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     limits: dict[str, str] = {}
     holds: tuple[Hold, ...] = ()
     rooms: dict[str, Room] = {}
+    cost_usd: float | None = 0.0
 
     @property
     def cache_hit_ratio(self) -> float | None:
@@ -152,11 +154,13 @@ class Stats:
         self,
         now: float,
         limits: dict[str, str] | None = None,
+        cost: float | None = 0.0,
+        *,
         holds: Sequence[Hold] = (),
         rooms: dict[str, Room] | None = None,
     ) -> Snapshot:
-        """Give all counters at once. `limits` describes each endpoint's limiter in words, `holds` those that stand
-        still, `rooms` the limits of a minute where there is one endpoint."""
+        """Give all counters at once. `limits` describes each endpoint's limiter in words, `cost` is in USD, `holds` are
+        those that stand still, `rooms` the limits of a minute where there is one endpoint."""
         p50, p95, p99 = self.percentiles((0.5, 0.95, 0.99))
         return Snapshot(
             elapsed=max(0.0, now - self.started),
@@ -185,6 +189,7 @@ class Stats:
             limits=limits or {},
             holds=tuple(holds),
             rooms=rooms or {},
+            cost_usd=cost,
         )
 
     def __repr__(self) -> str:

@@ -123,7 +123,10 @@ def _units(field: str, usd: float) -> int:
 
 
 def _usd(units: int) -> str:
+    return dollars(units / _UNITS)
+
+
+def dollars(usd: float) -> str:
     """Dollars to read: cents where there are any, otherwise two digits that matter."""
-    dollars = units / _UNITS
-    digits = 2 if dollars == 0 or dollars >= 0.1 else 1 - math.floor(math.log10(dollars))
-    return f"${dollars:,.{digits}f}"
+    digits = 2 if usd == 0 or usd >= 0.1 else 1 - math.floor(math.log10(usd))
+    return f"${usd:,.{digits}f}"

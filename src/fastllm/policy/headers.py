@@ -113,9 +113,12 @@ def read_hints(headers: list[tuple[bytes, bytes]], now_wall: float, names: Mappi
 
     `names` renames dimensions where a vendor means its own by the usual spelling (Groq's requests are per day).
     """
-    found = [(_PLACES[name], value) for name, value in headers if name in _PLACES]
-    if not found:
+    for name, _ in headers:
+        if name in _PLACES:
+            break
+    else:
         return NOTHING
+    found = [(_PLACES[name], value) for name, value in headers if name in _PLACES]
     hints = Hints(None, None, None, found, now_wall, names)
     waits = [(place[1], value.decode("latin-1")) for place, value in found if not place[0]]
     if waits:

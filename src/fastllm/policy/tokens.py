@@ -37,14 +37,18 @@ class Estimate(msgspec.Struct, gc=False):
 
 
 class Estimator:
-    """Estimates for one endpoint and model: `estimate` before sending, `learn` from each answer's usage."""
+    """Estimates for one endpoint and model: `estimate` before sending, `learn` from each answer's usage.
 
-    __slots__ = ("answer", "learned", "ratio")
+    `first` is what an answer is taken to need before there was one.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_first", "answer", "learned", "ratio")
+
+    def __init__(self, first: float = FIRST_ANSWER) -> None:
         self.ratio = START_RATIO
         self.answer = START_ANSWER
         self.learned = 0
+        self._first = int(first)
 
     def estimate(self, request: Request) -> Estimate:
         """Give the tokens to reserve: prompt and answer, the answer bounded by `max_tokens` where it is given."""
@@ -52,7 +56,7 @@ class Estimator:
         if request.path in _UNANSWERED:
             return Estimate(prompt, prompt, 0.5 * prompt)
         most = request.max_tokens
-        answer = int(self.answer * MARGIN) + 1 if self.learned else most or int(FIRST_ANSWER)
+        answer = int(self.answer * MARGIN) + 1 if self.learned else most or self._first
         return Estimate(prompt + (most if 0 < most < answer else answer), prompt, 0.5 * prompt + most)
 
     def learn(self, request: Request, usage: Usage) -> None:

@@ -7,6 +7,7 @@ import os
 import msgspec
 
 from ..engine.stats import Snapshot
+from ..policy.budget import dollars
 from .words import count, duration, latency, plural
 
 
@@ -29,6 +30,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     completion_tokens: int
     prompt_tokens_per_second: float
     completion_tokens_per_second: float
+    cost_usd: float | None
     attempts: int
     retries: int
     hedges: int
@@ -69,6 +71,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
             )
         if self.prompt_tokens or self.completion_tokens:
             found.append(("tokens", f"{self._tokens()}"))
+        if self.cost_usd:
+            found.append(("cost", dollars(self.cost_usd)))
         if self.latency_p50 is not None and self.latency_p95 is not None and self.latency_p99 is not None:
             p50, p95, p99 = map(latency, (self.latency_p50, self.latency_p95, self.latency_p99))
             found.append(("latency", f"p50 {p50}, p95 {p95}, p99 {p99}"))
@@ -111,6 +115,7 @@ def summary(
         completion_tokens=snapshot.completion_tokens,
         prompt_tokens_per_second=snapshot.prompt_tokens * per_second,
         completion_tokens_per_second=snapshot.completion_tokens * per_second,
+        cost_usd=snapshot.cost_usd,
         attempts=snapshot.attempts,
         retries=snapshot.retries,
         hedges=snapshot.hedges,

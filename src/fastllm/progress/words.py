@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from ..policy.budget import dollars
 from .base import View
 
 _UNITS = ("", "k", "M", "G", "T", "P")
@@ -80,6 +81,8 @@ def fields(view: View) -> list[Field]:
         shown.append(Field("rate_limited", *_twice(f"{count(view.rate_limited)}×429"), 8))
     if view.cached and view.hit_ratio is not None:
         shown.append(Field("cached", *_twice(f"{int(view.hit_ratio * 100)}% cached"), 10))
+    if view.cost:
+        shown.append(Field("cost", *_twice(dollars(view.cost)), 6))
     if view.failed:
         shown.append(Field("failed", *_twice(f"{count(view.failed)} failed"), 4))
     if view.unsent:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import msgspec
 
 from ..errors import InvalidRequestError, classify
@@ -65,6 +67,7 @@ class OpenAIProvider(Provider):
         return chunks_of(response, request)
 
 
+@lru_cache(maxsize=1024)
 def url_of(base_url: str, path: str) -> str:
     """Put the operation's path behind the base URL, before its query string if it has one (Azure's api-version)."""
     if "?" in base_url:

@@ -84,7 +84,10 @@ def judge(path: str, answer: HTTPResponse) -> tuple[str | None, Usage | None]:
     found = _read(path, answer)
     if found.error is not _NULL and bytes(found.error).strip() not in NO_ERROR:
         raise error_inside(answer.body, answer)
-    reason = _reason(path, found, answer)
+    if path in (CHAT, COMPLETIONS):
+        reason = _choices_reason(path, found.choices, answer)
+    else:
+        reason = _other_reason(path, found, answer)
     usage = found.usage
     # All zero is how some servers say that they did not count.
     return reason, usage if usage is not None and usage.total_tokens else None
@@ -147,9 +150,7 @@ def _check_duplicates(answer: HTTPResponse) -> None:
         raise nonsense(answer, "is not JSON") from None
 
 
-def _reason(path: str, found: Envelope, answer: HTTPResponse) -> str | None:
-    if path in (CHAT, COMPLETIONS):
-        return _choices_reason(path, found.choices, answer)
+def _other_reason(path: str, found: Envelope, answer: HTTPResponse) -> str | None:
     if path == EMBEDDINGS and not _FILLED.match(found.data):
         raise nonsense(answer, "has no data")
     if path == MODERATIONS and not _FILLED.match(found.results):
