@@ -132,5 +132,11 @@ def test_what_an_option_refuses_is_named_as_it_was_written(tmp_path: Path) -> No
 
 
 def test_variables_that_are_no_setting_are_named() -> None:
-    environ = {"FASTLLM_CONCURENCY": "3", "FASTLLM_RPM": "3", "FASTLLM_CONFIG": "x", "PATH": "y"}
+    environ = {
+        "FASTLLM_CONCURENCY": "3",
+        "FASTLLM_RPM": "3",
+        "FASTLLM_CONFIG": "x",
+        "FASTLLM_DRY_RUN": "1",
+        "PATH": "y",
+    }
     assert unknown_variables(environ) == ["FASTLLM_CONCURENCY (did you mean FASTLLM_CONCURRENCY?)"]

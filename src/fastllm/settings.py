@@ -25,6 +25,7 @@ from .types import _without_secrets
 FILE = "fastllm.toml"
 PREFIX = "FASTLLM_"
 _SETTING_OF = {"cache.directory": "cache_dir"}  # where an option's field is not called as the setting
+_FLAGS = ("CONFIG", "DRY_RUN", "OUTPUT", "OVERWRITE")  # variables that are no settings
 _PATHS = frozenset({"cache_dir", "prices", "summary_json"})
 
 
@@ -174,7 +175,7 @@ def load_settings(
 
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:
     """Name the variables that look like settings and are none, each with the one that may be meant."""
-    known = [PREFIX + "CONFIG", *(setting.variable for setting in SETTINGS.values())]
+    known = [*(PREFIX + name for name in _FLAGS), *(setting.variable for setting in SETTINGS.values())]
     found = []
     for name in sorted(environ):
         if name.startswith(PREFIX) and name not in known:

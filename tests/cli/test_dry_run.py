@@ -146,6 +146,13 @@ def test_what_the_run_would_refuse_is_refused(args: list[str], message: str) -> 
         told("--model", "openai/gpt-4o-mini", *args)
 
 
+def test_the_variable_is_as_good_as_the_flag(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(3)
+    monkeypatch.setenv("FASTLLM_DRY_RUN", "1")
+    result = run(dry=False)
+    assert result.exit_code == 0 and "requests" in result.output and not (elsewhere / "out.jsonl").exists()
+
+
 def test_memory_does_not_grow_with_the_input() -> None:
     write(60_000)
     told("--model", "openai/gpt-4o-mini")  # what is loaded once

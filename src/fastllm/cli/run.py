@@ -62,11 +62,26 @@ SETTINGS = (
 @click.command("run")
 @click.argument("source", metavar="INPUT")
 @click.option(
-    "-o", "--output", required=True, metavar="OUT", help="Answers: .jsonl in OpenAI's batch shape, or .csv, .tsv."
+    "-o",
+    "--output",
+    required=True,
+    envvar="FASTLLM_OUTPUT",
+    metavar="OUT",
+    help="Answers: .jsonl in OpenAI's batch shape, or .csv, .tsv.",
 )
 @setting_options(*SETTINGS)
-@click.option("--overwrite", is_flag=True, help="Start afresh: forget an earlier job's answers in OUT.")
-@click.option("--dry-run", is_flag=True, help="Say what it would ask, cost and take; send and write nothing.")
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    envvar="FASTLLM_OVERWRITE",
+    help="Start afresh: forget an earlier job's answers in OUT.",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    envvar="FASTLLM_DRY_RUN",
+    help="Say what it would ask, cost and take; send and write nothing.",
+)
 def command(source: str, output: str, overwrite: bool, dry_run: bool, **flags: Any) -> int:
     """Answer every row of INPUT (.jsonl, .csv, .tsv, each also .gz or .zst; - is standard input) and write OUT.
 

@@ -66,7 +66,7 @@ class Budget:
         error = BudgetExceededError(
             f"the budget of {_usd(self._limit)} does not allow a request that may cost {_usd(units)}: "
             f"{_usd(spent)} is spent, {_usd(reserved)} is held for requests under way; "
-            "raise the budget (--budget), or bound the answers (--max-tokens)",
+            "raise the budget (it is for one run, or one client), or bound the answers (max_tokens)",
             sent=False,
         )
         error.passing = reserved > 0 and spent + units <= self._limit
