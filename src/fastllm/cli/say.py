@@ -8,13 +8,13 @@ import os
 import sys
 from typing import TextIO
 
-import click
-
 
 def say(text: str = "") -> None:
     """Print a line on standard error, if anybody reads it. Never raises."""
     try:
-        click.echo(text, err=True)
+        if sys.stderr is not None:  # not click's echo: that would write through the live line
+            sys.stderr.write(text + "\n")
+            sys.stderr.flush()
     except (OSError, ValueError):  # the pipe is broken, the terminal or the stream closed
         silence(sys.stderr)
 
