@@ -383,6 +383,7 @@ class Engine:
             hints = read_hints(source.headers, self.clock.time(), endpoint.limit_names)
             stream = self._hand_over(call, endpoint, permit, source, sent, hints)
             await stream.begin()
+            endpoint.limiter.alive(permit)
             endpoint.limiter.heard(permit, hints)
             return stream
         except BaseException as error:
