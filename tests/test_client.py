@@ -600,3 +600,28 @@ def test_progress_is_shown_where_it_is_asked_for(client: FastLLM, capsys: pytest
     assert "20/20" in shown and "100%" in shown
     client.process([ask()])
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("make", [AsyncFastLLM, FastLLM])
+def test_an_option_that_does_not_exist_is_refused_with_the_one_that_may_be_meant(make: Any) -> None:
+    for name, words in (
+        ("max_retrys", "did you mean max_retries?"),
+        ("rpm", r"did you mean limits=Limits\(rpm=…\)\?"),
+        ("nonsense", "there are api_key, base_url"),
+    ):
+        with pytest.raises(fastllm.ConfigError, match=f"takes no option {name}; {words}"):
+            make(**{name: 5})
+    client = make(api_key="k")
+    for name, words in (("timeuot", "did you mean timeout?"), ("budget", "shared with the client")):
+        with pytest.raises(fastllm.ConfigError, match=f"with_options takes no option {name}; .*{words}"):
+            client.with_options(**{name: 5})
+
+
+def test_retry_and_max_retries_together_are_refused() -> None:
+    retry = fastllm.Retry(attempts=5)
+    with pytest.raises(fastllm.ConfigError, match="max_retries=2 or retry=…, not both"):
+        AsyncFastLLM(max_retries=2, retry=retry)
+    client = AsyncFastLLM(retry=retry)
+    with pytest.raises(fastllm.ConfigError, match="not both"):
+        client.with_options(max_retries=2, retry=retry)
+    assert client.with_options(max_retries=2)._options.retry == fastllm.Retry(attempts=3, patient=False)

@@ -236,6 +236,11 @@ def known_providers() -> frozenset[str]:
     return frozenset(VENDORS) | {LOCAL} | {entry.name for entry in entry_points(group="fastllm.providers")}
 
 
+def price_table(path: str | os.PathLike[str] | None) -> PriceTable:
+    """Give the price table with a user's own file over it. ConfigError where the file or a provider's name is wrong."""
+    return PriceTable.load(None if path is None else Path(path), providers=known_providers() | {"base_url"})
+
+
 def wire_model(model: str) -> str:
     """Give the model's name as the provider knows it: the string without its provider prefix."""
     return split_model(model, known_providers())[1]
@@ -382,7 +387,7 @@ class _Resolver:
         if name == "base_url" and self._budget is None and self._options.prices is None:
             return name, None
         if self._prices is None:
-            self._prices = PriceTable.load(self._options.prices)
+            self._prices = price_table(self._options.prices)
         return name, self._prices.find(name, target.model)
 
     def _dialect(self, name: str) -> Provider:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import os
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence, Sized
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypedDict, Unpack, cast, overload
+from typing import Any, Literal, Never, Self, TypedDict, Unpack, cast, overload
 
 import msgspec
 
@@ -123,7 +124,9 @@ class AsyncFastLLM:
         timeout: Timeout | float | UnsetType | None = UNSET,
         transport: Transport | None = None,
         unknown_price: UnknownPrice = "refuse",
+        **unknown: Never,
     ) -> None:
+        _refuse(unknown, ClientParams.__annotations__)
         options = EngineOptions(
             api_key=api_key,
             base_url=base_url,
@@ -158,9 +161,11 @@ class AsyncFastLLM:
         max_retries: int | UnsetType = UNSET,
         retry: Retry | UnsetType = UNSET,
         timeout: Timeout | float | UnsetType | None = UNSET,
+        **unknown: Never,
     ) -> AsyncFastLLM:
         """Give a client with some options changed. Connections, cache and counters stay shared, and so do the
         limits unless the key, the address, the headers or the limits change; closing it is its origin's business."""
+        _refuse(unknown, _CHANGEABLE, of="with_options")
         changes: dict[str, Any] = {
             "api_key": api_key,
             "base_url": base_url,
@@ -172,7 +177,7 @@ class AsyncFastLLM:
         AsyncFastLLM.__init__(other)
         other._same_endpoints = not changes  # so far: those that follow leave the endpoints as they are
         if retry is not UNSET or max_retries is not UNSET:
-            changes["retry"] = _retry(self._options.retry if retry is UNSET else retry, max_retries)
+            changes["retry"] = _retry(None if retry is UNSET else retry, max_retries, self._options.retry)
         if timeout is not UNSET:
             changes["timeout"] = Timeout.of(timeout)
         other._options = build.checked(msgspec.structs.replace(self._options, **changes))
@@ -475,15 +480,36 @@ class Responses(_Resource):
         return answer
 
 
-def _retry(retry: Any, max_retries: int | UnsetType) -> Retry:
+_CHANGEABLE = ("api_key", "base_url", "default_headers", "limits", "max_retries", "retry", "timeout")
+
+
+def _refuse(unknown: Mapping[str, object], known: Iterable[str], *, of: str = "a client") -> None:
+    """Raise ConfigError for a keyword that is no option, with what may be meant."""
+    for name in unknown:
+        known = sorted(known)
+        if name in Limits.__struct_fields__:
+            hint = f"did you mean limits=Limits({name}=…)?"
+        elif name in ClientParams.__annotations__:
+            hint = "it is shared with the client that this one comes from: make a client of its own"
+        else:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+        raise ConfigError(f"{of} takes no option {name}; {hint}")
+
+
+def _retry(retry: Any, max_retries: int | UnsetType, before: Retry | None = None) -> Retry:
     if retry is not None and not isinstance(retry, Retry):
         raise ConfigError(
             f"retry must be a Retry, for example Retry(attempts=5), or max_retries a number; not {retry!r}"
         )
-    policy = retry or Retry()
     if isinstance(max_retries, UnsetType):
-        return policy
+        return retry or before or Retry()
     if isinstance(max_retries, bool) or not isinstance(max_retries, int) or max_retries < 0:
         raise ConfigError(f"max_retries must be a whole number of at least 0, not {max_retries!r}")
+    if retry is not None:
+        raise ConfigError(
+            f"give max_retries={max_retries} or retry=…, not both; Retry(attempts={max_retries + 1}, patient=False) "
+            f"is what max_retries={max_retries} stands for"
+        )
     # Someone who counts retries means all of them, 429s included.
-    return msgspec.structs.replace(policy, attempts=max_retries + 1, patient=False)
+    return msgspec.structs.replace(before or Retry(), attempts=max_retries + 1, patient=False)

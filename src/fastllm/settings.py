@@ -37,6 +37,7 @@ class Setting(msgspec.Struct, frozen=True):
     help: str
     default: Any = None
     choices: tuple[str, ...] = ()
+    least: float | None = None  # where no option checks it
 
     @property
     def flag(self) -> str:
@@ -63,10 +64,16 @@ SETTINGS: dict[str, Setting] = {
         Setting("concurrency", int, "Requests in flight at most. [default: found out while running]"),
         Setting("rpm", float, "Requests in any 60 seconds at most."),
         Setting("tpm", float, "Tokens in any 60 seconds at most."),
+        Setting("itpm", float, "Tokens of prompts in any 60 seconds at most."),
+        Setting("otpm", float, "Tokens of answers in any 60 seconds at most."),
+        Setting("rpd", float, "Requests in any 24 hours at most."),
+        Setting("tpd", float, "Tokens in any 24 hours at most."),
         Setting("max_retries", int, "Further attempts after the first. [default: 7, and patience with 429s]"),
         Setting("hedge", float, "Quantile of the latency after which a second attempt goes out. [default: never]"),
         Setting("timeout", float, "Seconds for one request in total.", 600.0),
-        Setting("budget", float, "Most to spend, in US dollars, over all requests of a run. [default: no limit]"),
+        Setting(
+            "budget", float, "Most to spend, in US dollars, over all requests of a run. [default: no limit]", least=0
+        ),
         Setting("prices", str, "File with prices of your own, JSON or TOML. [default: the table of `fastllm prices`]"),
         Setting("unknown_price", str, "What a budget does with what has no price.", "refuse", ("refuse", "allow")),
         Setting("cache", str, "Keep answers and use them again.", "off", ("off", "memory", "disk")),
@@ -74,13 +81,15 @@ SETTINGS: dict[str, Setting] = {
         Setting("ttl", float, "Seconds that a cached answer is good for. [default: until evicted]"),
         Setting("prompt", str, "Template of the prompt, with {column} for the columns of a row."),
         Setting("system", str, "System message for every row; may hold {column}, too."),
-        Setting("temperature", float, "Sampling temperature, for rows that do not set it."),
-        Setting("max_tokens", int, "Longest answer in tokens, for rows that do not set it."),
+        Setting("temperature", float, "Sampling temperature, for rows that do not set it.", least=0),
+        Setting("max_tokens", int, "Longest answer in tokens, for rows that do not set it.", least=1),
         Setting("durability", str, "How soon a finished row is on disk.", "normal", ("normal", "full")),
         Setting("progress", str, "What to show meanwhile.", "auto", ("auto", "rich", "plain", "none")),
         Setting("summary_json", str, "File for the summary as JSON."),
     )
 }
+
+LIMITS = ("concurrency", "rpm", "tpm", "itpm", "otpm", "rpd", "tpd")
 
 
 class Settings:
@@ -104,7 +113,7 @@ class Settings:
 
     def limits(self) -> Limits:
         with self._by_origin():
-            return Limits(concurrency=self["concurrency"], rpm=self["rpm"], tpm=self["tpm"])
+            return Limits(**{name: self[name] for name in LIMITS})
 
     def timeout(self) -> Timeout:
         with self._by_origin():
@@ -237,4 +246,6 @@ def _number(setting: Setting, value: Any, where: str) -> float | int:
             raise ValueError
     except (TypeError, ValueError, OverflowError):
         raise ConfigError(f"{where} must be {word}, not {value!r}") from None
+    if setting.least is not None and number < setting.least:
+        raise ConfigError(f"{where} must be {word} of at least {setting.least:g}, not {value}")
     return int(number) if setting.kind is int else number

@@ -129,7 +129,7 @@ def test_n_answers_bound_n_answers() -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--budget", "-1"], "budget must be a number of dollars from 0"),
+        (["--budget", "-1"], "budget must be a number of at least 0"),
         (["--budget", "nan"], "--budget must be a number"),
         (["--unknown-price", "maybe"], "--unknown-price must be one of refuse, allow"),
         (["--prices", "none.json"], "none.json"),

@@ -134,6 +134,17 @@ def test_what_is_left_is_told_after_ctrl_c() -> None:
         (["run", "in.jsonl", "-o", "o.jsonl", "--prompt", "\udce9"], "--prompt must be text in UTF-8"),
         (["run", "in.jsonl", "-o", "o.jsonl", "--max-tokens", "1e30"], "--max-tokens must be a whole number"),
         (["run", "in.jsonl", "-o", "o.jsonl", "--dry-run", "--max-tokens", "1e30"], "--max-tokens"),
+        (
+            ["run", "in.jsonl", "-o", "o.jsonl", "--max-tokens", "-4"],
+            "--max-tokens must be a whole number of at least 1",
+        ),
+        (["run", "in.jsonl", "-o", "o.jsonl", "--temperature", "-1"], "--temperature must be a number of at least 0"),
+        (["run", "in.jsonl", "-o", "o.jsonl", "--budget", "-1"], "--budget must be a number of at least 0, not -1"),
+        (
+            ["run", "in.jsonl", "-o", "o.jsonl", "--rpd", "0"],
+            "--rpd must be a number of requests per day of at least 1",
+        ),
+        (["run", "in.jsonl", "-o", "o.jsonl", "--otpm", "-1"], "--otpm must be a number of answer tokens per minute"),
         (["chat", "\udce9"], "cannot be written as JSON"),
         (["chat", "-"], "standard input is not|cannot be written as JSON"),  # by the locale
     ],
@@ -285,3 +296,43 @@ def test_nothing_to_do_shows_no_progress() -> None:
     assert run("run", "in.jsonl", "-o", "out.jsonl").returncode == 0
     done = run("run", "in.jsonl", "-o", "out.jsonl")
     assert done.returncode == 0 and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("args", [["--budget", "1"], ["--budget", "0", "--unknown-price", "allow"]])
+def test_a_run_that_sent_nothing_leaves_no_journal(args: list[str], elsewhere: Path) -> None:
+    write(3)
+    Path("prices.toml").write_text('[providers.base_url.models."m"]\ninput = 1.0\noutput = 1.0\n')
+    more = ["--prices", "prices.toml", "--max-tokens", "5"] if "allow" in args else []
+    done = run("run", "in.jsonl", "-o", "out.jsonl", *args, *more)
+    assert done.returncode in (1, 2), done.stderr
+    assert "out.jsonl.journal" not in [p.name for p in elsewhere.iterdir()]
+
+
+def test_a_price_file_that_names_nobody_is_refused(elsewhere: Path) -> None:
+    write(1)
+    Path("prices.toml").write_text('[providers.base_ur.models."m"]\ninput = 1.0\noutput = 1.0\n')
+    for args in (["run", "in.jsonl", "-o", "o.jsonl", "--budget", "1"], ["prices"]):
+        done = run(*args, "--prices", "prices.toml")
+        assert done.returncode == 2 and "'base_ur'; did you mean 'base_url'?" in done.stderr, done.stderr
+
+
+def test_every_limit_is_a_flag_and_is_kept() -> None:
+    write(5)
+    done = run("run", "in.jsonl", "-o", "out.jsonl", "--rpd", "2", "--dry-run")
+    assert done.returncode == 0
+    process = begin("run", "in.jsonl", "-o", "out.jsonl", "--rpd", "2", "--progress", "none")
+    journal = Path("out.jsonl.journal")
+    until(lambda: journal.exists() and journal.read_bytes().count(b'"choices"') == 2)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 130 and process.stderr is not None
+    process.stderr.close()
+    assert journal.read_bytes().count(b'"choices"') == 2
+
+
+def test_settings_that_cannot_be_are_told_when_they_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FASTLLM_BUDGET", "FASTLLM_RPM", "FASTLLM_TIMEOUT"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "-1")
+            done = run("config", "show")
+            assert done.returncode == 2 and name in done.stderr, done.stderr

@@ -99,3 +99,19 @@ def test_room_says_when_a_limit_of_a_minute_will_be_free_again() -> None:
         assert [room.used[int(at / STEP)] for at in (25, 35, 60, 65)] == [5, 1, 1, 0]
 
     run_virtual(scenario)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "why"),
+    [(402, None, "there is no credit left"), (429, "insufficient_quota", "there is no credit left"),
+     (401, "invalid_api_key", "the key was refused")],
+)  # fmt: skip
+def test_rows_that_were_not_sent_say_whether_key_or_credit_was_the_reason(status: int, code: str, why: str) -> None:
+    async def scenario() -> None:
+        engine = make_engine(lambda http: refusal(status, code))
+        for _ in range(2):
+            with pytest.raises(e.LLMError) as caught:
+                await engine.execute(request(priority=1))
+        assert isinstance(caught.value, e.StoppedError) and why in caught.value.message
+
+    run_virtual(scenario)

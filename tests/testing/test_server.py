@@ -696,3 +696,33 @@ async def test_closing_drops_every_connection_and_twice_is_harmless() -> None:
     assert server.stats.connections_open == 0
     with pytest.raises(OSError), socket.create_connection(("127.0.0.1", server.port), timeout=1):
         pass
+
+
+def test_the_mock_on_the_command_line_hides_its_limits_and_chooses_its_errors() -> None:
+    with _mock("--rpm", "9", "--no-headers", "--error-rate", "1", "--error-kinds", "402, 503") as address:
+        seen = set()
+        for _ in range(8):
+            body = json.dumps({"model": "m", "messages": []}).encode()
+            asked = urllib.request.Request(address + "/chat/completions", body, {"content-type": "application/json"})
+            with pytest.raises(urllib.error.HTTPError) as caught:
+                urllib.request.urlopen(asked)
+            seen.add(caught.value.code)
+            assert not [name for name in caught.value.headers if name.lower().startswith("x-ratelimit")]
+            caught.value.close()
+        assert seen == {402, 503}
+    done = subprocess.run([*_MOCK, "--error-kinds", "500,resett"], capture_output=True, text=True)
+    assert done.returncode == 2 and "'resett' is no fault" in done.stderr
+
+
+_MOCK = [sys.executable, "-m", "fastllm.cli", "mock"]
+
+
+@contextmanager
+def _mock(*args: str) -> Iterator[str]:
+    process = subprocess.Popen([*_MOCK, *args], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield process.stdout.readline().split()[-1].rstrip("/")
+    finally:
+        process.terminate()
+        process.communicate()

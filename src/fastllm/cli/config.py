@@ -19,6 +19,8 @@ def command() -> None:
 def show(as_json: bool) -> None:
     """Print each setting's value and its origin: a variable, fastllm.toml, or the default."""
     settings = settings_of({})
+    for check in (settings.limits, settings.timeout, settings.retry, settings.cache):
+        check()
     if as_json:
         values = {name: {"value": shown(v.value), "origin": v.origin} for name, v in settings.items()}
         click.echo(msgspec.json.format(msgspec.json.encode(values)).decode())

@@ -13,7 +13,7 @@ import click
 import msgspec
 
 from ..answers import Usage
-from ..build import DEFAULT_VENDOR, known_providers
+from ..build import DEFAULT_VENDOR, known_providers, price_table
 from ..errors import ConfigError, JobConflictError
 from ..formats.base import Reader, check_model, check_output, open_reader
 from ..formats.rows import unsent_words
@@ -156,7 +156,7 @@ class _Earlier:
 
 def show(source: str, output: Path, settings: Settings, *, overwrite: bool) -> int:
     """Print the plan of a run and give its exit status. ConfigError where the run would refuse to begin."""
-    table = PriceTable.load(settings["prices"])
+    table = price_table(settings["prices"])
     budget = None if settings["budget"] is None else Budget(settings["budget"])
     settings.limits()
     params = {name: settings[name] for name in ("temperature", "max_tokens") if settings[name] is not None}

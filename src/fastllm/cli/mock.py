@@ -8,6 +8,8 @@ from .. import loop
 from ..testing.config import MockConfig
 from ..testing.server import run
 
+DEFAULT = MockConfig()
+
 
 @click.command("mock")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
@@ -18,6 +20,10 @@ from ..testing.server import run
 @click.option("--rpm", type=int, metavar="N", help="Requests in any 60 seconds; more are refused with 429.")
 @click.option("--tpm", type=int, metavar="N", help="Tokens in any 60 seconds; more are refused with 429.")
 @click.option("--error-rate", default=0.0, metavar="F", help="Share of requests that get an injected error.")
+@click.option(
+    "--error-kinds", metavar="KINDS", help="Which errors, by commas: statuses, reset, hang, … [default: 500,503,429,reset]"
+)
+@click.option("--no-headers", is_flag=True, help="Do not tell of the limits: no x-ratelimit-* headers.")
 @click.option("--seed", default=0, metavar="N", help="Seed of latencies, errors and answers.")
 def command(
     host: str,
@@ -28,6 +34,8 @@ def command(
     rpm: int | None,
     tpm: int | None,
     error_rate: float,
+    error_kinds: str | None,
+    no_headers: bool,
     seed: int,
 ) -> None:
     """Serve OpenAI's API without a model; prints its address, then answers until Ctrl-C. GET /stats tells of them."""
@@ -40,6 +48,8 @@ def command(
         rpm=rpm,
         tpm=tpm,
         error_rate=error_rate,
+        errors=DEFAULT.errors if error_kinds is None else tuple(kind.strip() for kind in error_kinds.split(",")),
+        headers=not no_headers,
         seed=seed,
     )
     try:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 import msgspec
 
+from ..build import price_table
 from ..errors import ConfigError
 from ..policy.pricing import Price, PriceTable
 from .options import setting_options, settings_of
@@ -20,7 +21,7 @@ from .options import setting_options, settings_of
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(models: tuple[str, ...], provider: str | None, as_json: bool, **flags: Any) -> None:
     """List prices in US dollars per million tokens; MODEL is a model's name or a part of names."""
-    table = PriceTable.load(settings_of(flags)["prices"])
+    table = price_table(settings_of(flags)["prices"])
     if provider is not None and provider not in table.providers:
         raise ConfigError(f"no prices are known for the provider {provider!r}{_hint(provider, table.providers)}")
     found = list(dict.fromkeys(price for model in models for price in _named(table, provider, model)))

@@ -40,6 +40,10 @@ SETTINGS = (
     "concurrency",
     "rpm",
     "tpm",
+    "itpm",
+    "otpm",
+    "rpd",
+    "tpd",
     "max_retries",
     "hedge",
     "timeout",
@@ -261,6 +265,8 @@ def _tell(result: JobResult, *, bad: bool) -> None:
     elif result.stopped is not None:
         say(f"fastllm: stopped: {result.stopped}\nNothing is lost; when that is mended, go on with:")
         say(f"  {_command()}")
+    elif result.interrupted and not result.done:
+        say(f"no row is done; begin again with:\n  {_command()}")
     elif result.interrupted:
         say(f"{result.done:,} rows are done and kept in {result.journal}; go on with:\n  {_command()}")
     elif result.failures is not None:

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable
 
 from ..clock import Clock
-from ..errors import LimitExceededError, LLMError, StoppedError
+from ..errors import LimitExceededError, LLMError, QuotaExceededError, StoppedError
 from ..options import Limits
 from ..policy.adaptive import START, Adaptive
 from ..policy.breaker import Breaker
@@ -401,7 +401,9 @@ class Limiter:
         self._proven, self._first, self._uneasy = False, INF, True
 
     def _stopped(self, cause: LLMError) -> StoppedError:
-        why = "the key was refused" if cause.fatal_for_key else "nobody answers there"
+        why = "there is no credit left" if isinstance(cause, QuotaExceededError) else "the key was refused"
+        if not cause.fatal_for_key:
+            why = "nobody answers there"
         error = StoppedError(f"not sent, because {why}: {cause.message}", code=cause.code, sent=False)
         error.__cause__ = cause
         return error

@@ -254,6 +254,12 @@ class Journal:
             os.close(self._fd)
             self._fd = -1
 
+    def discard(self) -> None:
+        """Close it and leave no file behind; under the lock, so that nobody else's is meant."""
+        if self._fd >= 0:
+            self.path.unlink(missing_ok=True)
+        self.close()
+
     def __repr__(self) -> str:
         return f"<Journal {self.path.name}: {self.ok} ok, {self.failed} failed, {self.backlog} bytes to write>"
 

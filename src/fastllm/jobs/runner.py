@@ -177,7 +177,7 @@ class Job:
                 return self._result(None, None)
         finally:
             self._journal = None
-            await asyncio.shield(asyncio.to_thread(journal.close))
+            await asyncio.shield(asyncio.to_thread(journal.close if _is_kept(journal) else journal.discard))
 
     def stop(self) -> None:
         """Send nothing more and let what is in flight finish within `grace` seconds; asked twice, give it up at once.
@@ -443,6 +443,11 @@ def identify(reader: Reader, base_url: str | None) -> Identity:
         params=recipe.params,
         base_url=None if base_url is None else _without_secrets(base_url).rstrip("/"),
     )
+
+
+def _is_kept(journal: Journal) -> bool:
+    """Tell whether there is anything in the journal: what a refused run would leave behind is only in the way."""
+    return bool(journal.ok or journal.failed or journal.damaged) or journal.total is not None or bool(journal.failure)
 
 
 def _may_pass(error: LLMError) -> bool:

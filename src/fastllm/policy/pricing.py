@@ -8,6 +8,7 @@ the bill, not less. What is billed beside tokens (tools, images, audio, faster s
 
 from __future__ import annotations
 
+import difflib
 import re
 import tomllib
 from collections.abc import Iterator
@@ -128,11 +129,12 @@ class PriceTable:
         self._rows = rows
 
     @classmethod
-    def load(cls, path: str | Path | None = None) -> PriceTable:
+    def load(cls, path: str | Path | None = None, *, providers: frozenset[str] | None = None) -> PriceTable:
         """Read the package's table, and a JSON or TOML file of the same shape over it.
 
         A row of the file replaces the row of that model, of which only `max_output_tokens` and `context` are kept
-        where the file says nothing about them. Raises ConfigError that names the file and the place in it.
+        where the file says nothing about them. `providers` are the names that the file may hold beside those of the
+        package's table. Raises ConfigError that names the file and the place in it.
         """
         content = resources.files(__name__.partition(".")[0]).joinpath("data", "prices.json").read_bytes()
         snapshot = _convert(msgspec.json.decode(content), "the package's prices.json")
@@ -140,6 +142,8 @@ class PriceTable:
         free = frozenset(snapshot.free)
         if path is not None:
             own = _convert(_read(Path(path)), str(path))
+            if providers is not None:
+                _check_names([*own.providers, *own.free], providers | free | rows.keys(), str(path))
             for provider, models in _rows_of(own, str(path), rows).items():
                 rows.setdefault(provider, {}).update(models)
             free |= frozenset(own.free)
@@ -183,6 +187,15 @@ class PriceTable:
 
     def __repr__(self) -> str:
         return f"<PriceTable of {self.date}: {len(self)} models, free: {', '.join(sorted(self.free))}>"
+
+
+def _check_names(names: list[str], known: frozenset[str], where: str) -> None:
+    """A price under a name that nobody has would never be found."""
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(known))}"
+            raise ConfigError(f"{where}: no provider is called {name!r}; {hint}")
 
 
 def _without_prefix(provider: str, model: str) -> Iterator[str]:
