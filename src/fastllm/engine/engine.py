@@ -37,7 +37,7 @@ from .endpoint import Endpoint, Router
 from .events import AttemptFailed, Event, Observer, RequestDone
 from .flight import Flight, Terms
 from .hedge import A, Race, latencies, spare_permit
-from .holds import hold_of, rooms_of
+from .holds import hold_of, learnt_of, rooms_of
 from .limiter import ParkedError, Permit
 from .stats import Snapshot, Stats
 from .stream import Stream, replayed
@@ -554,6 +554,7 @@ class Engine:
             sum(known) if len(known) == len(costs) else None,
             holds=[hold for e in endpoints if (hold := hold_of(e.name, e.limiter, now, wall)) is not None],
             rooms=rooms_of(endpoints[0].limiter, now) if len(endpoints) == 1 else None,
+            learnt={e.name: found for e in endpoints if (found := learnt_of(e.limiter))},
         )
 
     @property
