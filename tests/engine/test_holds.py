@@ -115,3 +115,15 @@ def test_rows_that_were_not_sent_say_whether_key_or_credit_was_the_reason(status
         assert isinstance(caught.value, e.StoppedError) and why in caught.value.message
 
     run_virtual(scenario)
+
+
+def test_limits_that_were_told_are_learnt_and_those_that_were_set_are_known_already() -> None:
+    async def scenario() -> None:
+        told = {"x_ratelimit_limit_requests": "600", "x_ratelimit_remaining_requests": "599"}
+        for limits, learnt in ((Limits(), {"requests_per_minute": 600.0}), (Limits(rpm=100), {})):
+            engine = make_engine(lambda http: answer(**told), limits=limits)
+            await engine.execute(request())
+            found = engine.snapshot().learnt.get("test/m", {})
+            assert {name: limit.limit for name, limit in found.items()} == learnt
+
+    run_virtual(scenario)

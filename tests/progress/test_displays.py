@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, strategies as st
 from rich.cells import cell_len
 
-from fastllm.engine.holds import Hold, Room
+from fastllm.engine.holds import Hold, KnownLimit, Room
 from fastllm.engine.stats import Snapshot
 from fastllm.errors import ConfigError, MissingExtra
 from fastllm.progress import make_progress, show_summary, summary, watch, with_unseen
@@ -451,3 +451,14 @@ def test_the_cost_is_shown_where_it_is_known_and_more_than_nothing() -> None:
         found = summary(Snapshot(ok=1, done=1, cost_usd=unknown))
         assert "cost" not in dict(found.lines())
         assert (b'"cost_usd": null' in found.to_json()) == (unknown is None)
+
+
+def test_the_limits_that_a_run_came_to_know_are_told_at_its_end() -> None:
+    told, pace = KnownLimit(limit=600.0, source="told"), KnownLimit(limit=9.5, source="found")
+    one = {"m": {"requests_per_minute": told, "requests_per_second": pace}}
+    found = summary(Snapshot(learnt=one))
+    assert ("limits", "600 requests a minute (told), 9.5 requests a second (found)") in found.lines()
+    assert json.loads(found.to_json())["limits"]["m"]["requests_per_minute"] == {"limit": 600.0, "source": "told"}
+    two = summary(Snapshot(learnt={**one, "n": {"tokens_per_minute": told}}))
+    assert ("limits", "n: 600 tokens a minute (told)") in two.lines()
+    assert not [name for name, _ in summary(Snapshot()).lines() if name == "limits"]

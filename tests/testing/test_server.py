@@ -9,7 +9,12 @@ import math
 import socket
 import ssl
 import struct
-from collections.abc import AsyncIterator, Callable
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import aiohttp
@@ -702,7 +707,7 @@ def test_the_mock_on_the_command_line_hides_its_limits_and_chooses_its_errors() 
     with _mock("--rpm", "9", "--no-headers", "--error-rate", "1", "--error-kinds", "402, 503") as address:
         seen = set()
         for _ in range(8):
-            body = json.dumps({"model": "m", "messages": []}).encode()
+            body = json.dumps(BODY).encode()
             asked = urllib.request.Request(address + "/chat/completions", body, {"content-type": "application/json"})
             with pytest.raises(urllib.error.HTTPError) as caught:
                 urllib.request.urlopen(asked)

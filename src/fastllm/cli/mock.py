@@ -21,7 +21,9 @@ DEFAULT = MockConfig()
 @click.option("--tpm", type=int, metavar="N", help="Tokens in any 60 seconds; more are refused with 429.")
 @click.option("--error-rate", default=0.0, metavar="F", help="Share of requests that get an injected error.")
 @click.option(
-    "--error-kinds", metavar="KINDS", help="Which errors, by commas: statuses, reset, hang, … [default: 500,503,429,reset]"
+    "--error-kinds",
+    metavar="KINDS",
+    help="Which errors, by commas: 429,reset,hang,… [default: 500,503,429,reset]",
 )
 @click.option("--no-headers", is_flag=True, help="Do not tell of the limits: no x-ratelimit-* headers.")
 @click.option("--seed", default=0, metavar="N", help="Seed of latencies, errors and answers.")

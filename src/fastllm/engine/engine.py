@@ -37,7 +37,7 @@ from .endpoint import Endpoint, Router
 from .events import AttemptFailed, Event, Observer, RequestDone
 from .flight import Flight, Terms
 from .hedge import A, Race, latencies, spare_permit
-from .holds import hold_of, rooms_of
+from .holds import hold_of, learnt_of, rooms_of
 from .limiter import ParkedError, Permit
 from .stats import Snapshot, Stats
 from .stream import Stream, replayed
@@ -552,7 +552,8 @@ class Engine:
         costs = [endpoint.cost for endpoint in endpoints]
         known = [cost for cost in costs if cost is not None]
         cost = sum(known) if len(known) == len(costs) else None
-        return self.stats.snapshot(now, limits, cost=cost, holds=holds, rooms=rooms)
+        learnt = {e.name: found for e in endpoints if (found := learnt_of(e.limiter))}
+        return self.stats.snapshot(now, limits, cost=cost, holds=holds, rooms=rooms, learnt=learnt)
 
     @property
     def concurrency(self) -> int | None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 import time
 from itertools import accumulate
+from typing import Literal
 
 import msgspec
 
 from ..policy.breaker import PROBE
+from ..policy.learner import INF
 from ..policy.window import DAY, Window
 from .limiter import Limiter
 
@@ -61,6 +63,27 @@ def rooms_of(limiter: Limiter, now: float) -> dict[str, Room]:
         limit = ledger.limit
         if limit is not None:
             found[name] = Room(limit=limit, used=_leaving(ledger.window, now))
+    return found
+
+
+class KnownLimit(msgspec.Struct, frozen=True, kw_only=True):
+    """A limit that somebody who did not know it may want to know; `source`: the provider told it, or it was found."""
+
+    limit: float
+    source: Literal["told", "found"]
+
+
+def learnt_of(limiter: Limiter) -> dict[str, KnownLimit]:
+    """Give the limits that hold now and were not set by the user: "requests_per_minute" and the like."""
+    found: dict[str, KnownLimit] = {}
+    learner = limiter.learner
+    for name, ledger in (("requests_per_minute", learner.requests), ("tokens_per_minute", learner.tokens)):
+        if ledger.found.value < min(ledger.told, ledger.set_limit):
+            found[name] = KnownLimit(limit=round(ledger.found.value), source="found")
+        elif ledger.told < ledger.set_limit:
+            found[name] = KnownLimit(limit=ledger.told, source="told")
+    if learner.pace.value < INF:
+        found["requests_per_second"] = KnownLimit(limit=float(f"{learner.pace.value:.3g}"), source="found")
     return found
 
 

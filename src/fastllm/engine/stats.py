@@ -9,7 +9,7 @@ import msgspec
 
 from ..answers import Usage
 from ..errors import StoppedError
-from .holds import Hold, Room
+from .holds import Hold, KnownLimit, Room
 
 # Latency buckets grow by 2 % each: bucket i holds latencies in [FLOOR * GROWTH**i, FLOOR * GROWTH**(i+1)).
 _FLOOR = 1e-5
@@ -58,6 +58,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     cost_usd: float | None = 0.0
     holds: tuple[Hold, ...] = ()
     rooms: dict[str, Room] = {}
+    learnt: dict[str, dict[str, KnownLimit]] = {}
 
     @property
     def cache_hit_ratio(self) -> float | None:
@@ -158,9 +159,11 @@ class Stats:
         cost: float | None = 0.0,
         holds: Sequence[Hold] = (),
         rooms: dict[str, Room] | None = None,
+        learnt: dict[str, dict[str, KnownLimit]] | None = None,
     ) -> Snapshot:
-        """Give all counters at once. `limits` describes each endpoint's limiter in words, `holds` those that stand
-        still, `rooms` the limits of a minute where there is one endpoint, `cost` is in USD."""
+        """Give all counters at once. `limits` describes each endpoint's limiter in words, `cost` is in USD, `holds` are
+        those that stand still, `rooms` the limits of a minute where there is one endpoint, `learnt` each endpoint's
+        limits that were told or found."""
         p50, p95, p99 = self.percentiles((0.5, 0.95, 0.99))
         return Snapshot(
             elapsed=max(0.0, now - self.started),
@@ -190,6 +193,7 @@ class Stats:
             cost_usd=cost,
             holds=tuple(holds),
             rooms=rooms or {},
+            learnt=learnt or {},
         )
 
     def __repr__(self) -> str:

@@ -6,6 +6,7 @@ import os
 
 import msgspec
 
+from ..engine.holds import KnownLimit
 from ..engine.stats import Snapshot
 from ..policy.budget import dollars
 from .words import count, duration, latency, plural
@@ -41,6 +42,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     latency_p50: float | None
     latency_p95: float | None
     latency_p99: float | None
+    limits: dict[str, dict[str, KnownLimit]]
     output: str | None
     failures: str | None
 
@@ -76,6 +78,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
         if self.latency_p50 is not None and self.latency_p95 is not None and self.latency_p99 is not None:
             p50, p95, p99 = map(latency, (self.latency_p50, self.latency_p95, self.latency_p99))
             found.append(("latency", f"p50 {p50}, p95 {p95}, p99 {p99}"))
+        found += [("limits", _limits(name, limits, len(self.limits))) for name, limits in self.limits.items()]
         found += [
             (name, _printable(path)) for name, path in (("output", self.output), ("failures", self.failures)) if path
         ]
@@ -126,9 +129,16 @@ def summary(
         latency_p50=snapshot.p50,
         latency_p95=snapshot.p95,
         latency_p99=snapshot.p99,
+        limits=snapshot.learnt,
         output=_path(output),
         failures=_path(failures),
     )
+
+
+def _limits(name: str, limits: dict[str, KnownLimit], endpoints: int) -> str:
+    """What the provider told or refusals taught; the endpoint's name only where there are more."""
+    words = (f"{k.limit:,.10g} {unit.replace('_per_', ' a ')} ({k.source})" for unit, k in limits.items())
+    return f"{_printable(name) + ': ' if endpoints > 1 else ''}{', '.join(words)}"
 
 
 def _with_notes(value: str, notes: dict[str, int]) -> str:
