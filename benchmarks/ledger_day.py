@@ -29,7 +29,8 @@ from collections import deque
 from typing import NamedTuple
 
 from fastllm.policy.headers import Limit
-from fastllm.policy.learner import FREE, REQUESTS, TOKENS, Ledger
+from fastllm.policy.learner import FREE
+from fastllm.policy.ledger import REQUESTS, TOKENS, Ledger
 from fastllm.policy.window import WINDOW, Entry
 
 JITTER = 0.2

@@ -12,7 +12,8 @@ from hypothesis import example, given, settings, strategies as st
 
 from fastllm.policy.adaptive import Adaptive
 from fastllm.policy.headers import Hints, Limit
-from fastllm.policy.learner import ASK, FREE, PACE, REQUESTS, SLOTS, Attempt, Learner, Ledger
+from fastllm.policy.learner import FREE, PACE, SLOTS, Attempt, Learner
+from fastllm.policy.ledger import ASK, REQUESTS, Ledger
 from fastllm.policy.window import GUARD, WINDOW
 
 INF = float("inf")

@@ -13,7 +13,7 @@ from typing import Literal
 import msgspec
 
 from ..policy.breaker import PROBE
-from ..policy.learner import INF
+from ..policy.ledger import INF
 from ..policy.window import DAY, Window
 from .limiter import Limiter
 

@@ -23,7 +23,8 @@ from ..policy.adaptive import START, Adaptive
 from ..policy.breaker import Breaker
 from ..policy.budget import Reservation
 from ..policy.headers import NOTHING, Hints
-from ..policy.learner import FREE, INF, OTHER, PACE, REQUESTS, SLOTS, TOKENS, Attempt, Learner
+from ..policy.learner import FREE, OTHER, PACE, SLOTS, Attempt, Learner
+from ..policy.ledger import INF, REQUESTS, TOKENS
 from ..policy.tokens import Estimate
 from ..policy.window import DAY, Entry, Window
 
