@@ -126,7 +126,7 @@ def test_only_key_and_money_errors_stop_the_key() -> None:
     assert stopping == {"AuthenticationError", "PermissionDeniedError", "QuotaExceededError"}
 
 
-@pytest.mark.parametrize(("pushed", "retryable"), [("true", True), ("false", False)])
+@pytest.mark.parametrize(("pushed", "retryable"), [("true", True), ("false", False), (" True", True), ("FALSE", False)])
 @pytest.mark.parametrize("status", [400, 429, 500, 501])
 def test_x_should_retry_is_obeyed(status: int, pushed: str, retryable: bool) -> None:
     assert answer(status, x_should_retry=pushed).retryable is retryable

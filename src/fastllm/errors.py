@@ -385,7 +385,7 @@ def classify(status: int, header: Callable[[str], str | None], body: bytes) -> A
     cls = _class_for(status, code, kind, message, found)
     retryable = cls.retryable and status not in _NOT_RETRIED_5XX
     if not issubclass(cls, QuotaExceededError):
-        pushed = header("x-should-retry")
+        pushed = (header("x-should-retry") or "").strip().lower()
         if pushed in ("true", "false"):
             retryable = pushed == "true"
         if cls is RateLimitError and "request too large" in message.lower():

@@ -149,7 +149,7 @@ def test_what_the_run_would_refuse_is_refused(args: list[str], message: str) -> 
 def test_the_variable_is_as_good_as_the_flag(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(3)
     monkeypatch.setenv("FASTLLM_DRY_RUN", "1")
-    result = run(dry=False)
+    result = run("--model", "gpt-4o-mini", dry=False)
     assert result.exit_code == 0 and "requests" in result.output and not (elsewhere / "out.jsonl").exists()
 
 

@@ -479,3 +479,78 @@ def test_what_answers_cost_is_told_where_price_and_usage_are_known() -> None:
         assert other.cost is None and engine.snapshot().cost_usd is None
 
     run_virtual(scenario)
+
+
+# What is given back, and what is kept
+
+
+def test_a_grant_that_was_cancelled_before_it_was_used_is_given_back() -> None:
+    async def scenario() -> None:
+        limiter = Limiter(Limits(concurrency=1, rpm=10, tpm=1000, adaptive=False), VirtualClock())
+        need = Estimate(10.0, 5.0, 5.0)
+        first = await limiter.acquire(need)
+        limiter.answered(first, 0.1)
+        waiting = asyncio.create_task(limiter.acquire(need))
+        await asyncio.sleep(0.1)
+        first.release()  # grants the waiting one, whose task has not run yet
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert (limiter.in_flight, limiter.attempts) == (0, 1)
+        assert limiter.learner.requests.window.used == 1.0 and limiter.learner.tokens.window.used == 10.0
+
+    run_virtual(scenario)
+
+
+def test_refusals_that_may_concern_one_request_count_only_in_a_row() -> None:
+    async def scenario() -> None:
+        said = iter([403, 403, 200, 403, 403, 200, 403, 403, 403, 200])
+
+        def handler(_: HTTPRequest) -> HTTPResponse:
+            status = next(said)
+            return answer() if status == 200 else refusal(status)
+
+        engine = make_engine(handler)
+        for _ in range(8):
+            await asyncio.gather(engine.execute(request("x")), return_exceptions=True)
+        assert limiter_of(engine)._condemned is None
+        await asyncio.gather(engine.execute(request("x")), return_exceptions=True)
+        assert limiter_of(engine)._condemned is not None, "three in a row"
+
+    run_virtual(scenario)
+
+
+def test_an_attempt_that_was_cancelled_may_have_been_billed() -> None:
+    async def scenario() -> None:
+        async def handler(_: HTTPRequest) -> HTTPResponse:
+            await asyncio.sleep(10.0)
+            return answer()
+
+        engine = make_engine(handler)
+        budget = Budget(1.0)
+        endpoint = await engine.router.resolve("m")
+        endpoint.purse = Purse(budget, Price(input=1.0, output=10.0, max_output_tokens=100), model="m")
+        task = asyncio.create_task(engine.execute(request("x")))
+        await asyncio.sleep(1.0)
+        held = budget.reserved
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert held > 0.0 and budget.spent == pytest.approx(held) and budget.reserved == 0.0
+
+    run_virtual(scenario)
+
+
+def test_an_answer_that_broke_off_costs_what_its_usage_says() -> None:
+    async def scenario() -> None:
+        engine = make_engine(lambda http: answer())
+        budget = Budget(1.0)
+        endpoint = await engine.router.resolve("m")
+        endpoint.purse = Purse(budget, Price(input=1.0, output=10.0, max_output_tokens=1000), model="m")
+        permit = await endpoint.limiter.acquire(Estimate(500.0, 100.0, 50.0))
+        endpoint.reserve(request("x"), permit)
+        error = InternalServerError("broke off", status_code=500)
+        error.partial = endpoint.provider.decode(request("x"), answer(tokens=103))
+        endpoint.ended(permit, error)
+        assert budget.spent == pytest.approx((100 * 1.0 + 3 * 10.0) / 1e6) and budget.reserved == 0.0
+        assert endpoint.limiter.learner.tokens.window.used == 103.0
+
+    run_virtual(scenario)

@@ -134,9 +134,18 @@ def test_before_the_first_answer_it_doubles_once_a_second_and_then_asks_what_hal
     for k in range(3):
         assert slots.when(0.0, rates_known=False) == 1.0 + k
         slots.double(1.0 + k)
-    assert slots.limit == BLINDLY and slots.when(0.0, rates_known=False) == float("inf")
+    assert slots.limit == 8 * START
     play(slots, knee_of(100, 4.0), 400.0, begin=4.0)
     assert 95 <= slots.limit <= 200
+
+
+def test_before_the_first_answer_it_stops_at_a_thousand_or_so() -> None:
+    slots = Adaptive(4096)
+    for k in range(100):
+        if slots.when(0.0, rates_known=False) == float("inf"):
+            break
+        slots.double(float(k))
+    assert BLINDLY <= slots.limit < 2 * BLINDLY
 
 
 def test_later_it_doubles_blindly_only_where_the_ledgers_keep_the_rate() -> None:

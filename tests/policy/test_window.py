@@ -88,3 +88,10 @@ def test_the_repr_says_what_is_used() -> None:
     window = Window(10)
     window.add(0.0, 3)
     assert repr(window) == "<Window 3 of 10 in 60 s, 1 buckets>"
+
+
+def test_memory_does_not_grow_where_nobody_asks_whether_it_fits() -> None:
+    window = Window(float("inf"))
+    for i in range(200_000):
+        window.add(i / 100, 1)
+    assert len(window._buckets) <= SPAN / BUCKET + 2 and window.used <= 6_100

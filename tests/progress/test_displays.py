@@ -361,11 +361,6 @@ def test_waiting_for_a_limit_is_told_and_does_not_deceive_the_eta() -> None:
     assert "300 waiting for limits" in [part.text for part in fields(view)]
     assert not [part for part in fields(View()) if part.name == "waiting"]
 
-    for unknown in (None, 0.0):
-        found = summary(Snapshot(ok=1, done=1, cost_usd=unknown))
-        assert "cost" not in dict(found.lines())
-        assert (b'"cost_usd": null' in found.to_json()) == (unknown is None)
-
 
 PARKED = Hold(endpoint="m", why="parked until 14:05:00 (429)", short="parked until 14:05")
 
@@ -459,3 +454,11 @@ def test_the_limits_that_a_run_came_to_know_are_told_at_its_end() -> None:
     two = summary(Snapshot(learnt={**one, "n": {"tokens_per_minute": told}}))
     assert ("limits", "n: 600 tokens a minute (told)") in two.lines()
     assert not [name for name, _ in summary(Snapshot()).lines() if name == "limits"]
+
+
+def test_the_cost_is_shown_where_it_is_known_and_more_than_nothing() -> None:
+    assert ("cost", "$1.23") in summary(Snapshot(ok=1, done=1, cost_usd=1.234)).lines()
+    for unknown in (None, 0.0):
+        found = summary(Snapshot(ok=1, done=1, cost_usd=unknown))
+        assert "cost" not in dict(found.lines())
+        assert (b'"cost_usd": null' in found.to_json()) == (unknown is None)

@@ -175,6 +175,7 @@ class Endpoint:
         """Book what a stream had used that its reader left: what its usage says, or else its prompt and what had come.
         The money stays spent, because nobody knows how much the provider had written by then."""
         usage = seen.usage
+        self._bill(usage)
         self.limiter.alive(permit)
         if usage is not None:
             permit.settle(usage.total_tokens, usage.prompt_tokens)

@@ -383,6 +383,7 @@ class Engine:
             hints = read_hints(source.headers, self.clock.time(), endpoint.limit_names)
             stream = self._hand_over(call, endpoint, permit, source, sent, hints)
             await stream.begin()
+            endpoint.limiter.alive(permit)
             endpoint.limiter.heard(permit, hints)
             return stream
         except BaseException as error:
@@ -546,16 +547,13 @@ class Engine:
         """Give the counters and each endpoint's limits at this moment."""
         now, wall, endpoints = self.clock.now(), self.clock.time(), self.router.endpoints
         limits = {endpoint.name: endpoint.limiter.describe() for endpoint in endpoints}
+        holds = [hold for e in endpoints if (hold := hold_of(e.name, e.limiter, now, wall)) is not None]
+        rooms = rooms_of(endpoints[0].limiter, now) if len(endpoints) == 1 else None
         costs = [endpoint.cost for endpoint in endpoints]
         known = [cost for cost in costs if cost is not None]
-        return self.stats.snapshot(
-            now,
-            limits,
-            sum(known) if len(known) == len(costs) else None,
-            holds=[hold for e in endpoints if (hold := hold_of(e.name, e.limiter, now, wall)) is not None],
-            rooms=rooms_of(endpoints[0].limiter, now) if len(endpoints) == 1 else None,
-            learnt={e.name: found for e in endpoints if (found := learnt_of(e.limiter))},
-        )
+        cost = sum(known) if len(known) == len(costs) else None
+        learnt = {e.name: found for e in endpoints if (found := learnt_of(e.limiter))}
+        return self.stats.snapshot(now, limits, cost=cost, holds=holds, rooms=rooms, learnt=learnt)
 
     @property
     def concurrency(self) -> int | None:

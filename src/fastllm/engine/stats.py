@@ -24,10 +24,10 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     `done` = `ok` + `failed`; `cached` and `joined` (identical request already under way) are part of `ok`.
     `attempts` counts what was sent, `retries` those after the first, `hedges` those sent beside one that was late,
     `rate_limited` answers of 429.
+    `cost_usd` is what the answers cost by their usage and the price table; None where a price or usage is not known.
     `unsent` requests were given up before they were sent, because their job or their key was stopped or the budget was
     used up (StoppedError): they are neither done nor failed.
     `left` streams were closed by their readers before the end; they are neither ok nor failed.
-    `cost_usd` is what the answers cost by their usage and the price table; None where a price or usage is not known.
     `waiting` requests wait for admission, `in_flight` ones are at the provider; `backing_off` sleep before a retry.
     """
 
@@ -55,10 +55,10 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     p95: float | None = None
     p99: float | None = None
     limits: dict[str, str] = {}
+    cost_usd: float | None = 0.0
     holds: tuple[Hold, ...] = ()
     rooms: dict[str, Room] = {}
     learnt: dict[str, dict[str, KnownLimit]] = {}
-    cost_usd: float | None = 0.0
 
     @property
     def cache_hit_ratio(self) -> float | None:
@@ -155,15 +155,15 @@ class Stats:
         self,
         now: float,
         limits: dict[str, str] | None = None,
-        cost: float | None = 0.0,
         *,
+        cost: float | None = 0.0,
         holds: Sequence[Hold] = (),
         rooms: dict[str, Room] | None = None,
         learnt: dict[str, dict[str, KnownLimit]] | None = None,
     ) -> Snapshot:
-        """Give all counters at once. `limits` describes each endpoint's limiter in words, `cost` is in USD, `holds` are
-        those that stand still, `rooms` the limits of a minute where there is one endpoint, `learnt` each endpoint's
-        limits that were told or found."""
+        """Give all counters at once. `limits` describes each endpoint's limiter in words, `holds` those that stand
+        still, `rooms` the limits of a minute where there is one endpoint, `learnt` each endpoint's limits that were
+        told or found; `cost` is in USD."""
         p50, p95, p99 = self.percentiles((0.5, 0.95, 0.99))
         return Snapshot(
             elapsed=max(0.0, now - self.started),
@@ -190,10 +190,10 @@ class Stats:
             p95=p95,
             p99=p99,
             limits=limits or {},
+            cost_usd=cost,
             holds=tuple(holds),
             rooms=rooms or {},
             learnt=learnt or {},
-            cost_usd=cost,
         )
 
     def __repr__(self) -> str:

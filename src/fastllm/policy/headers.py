@@ -31,10 +31,9 @@ class Limit(msgspec.Struct):
 
 
 class Hints(msgspec.Struct, eq=False):
-    """What one answer told: `retry_after` in seconds, `should_retry` where it was said, and `limits`."""
+    """What one answer told: `retry_after` in seconds, and `limits`."""
 
     retry_after: float | None = None
-    should_retry: bool | None = None
     _limits: dict[str, Limit] | None = None
     _found: list[tuple[tuple[str, str], bytes]] = []
     _now_wall: float = 0.0
@@ -119,11 +118,10 @@ def read_hints(headers: list[tuple[bytes, bytes]], now_wall: float, names: Mappi
     else:
         return NOTHING
     found = [(_PLACES[name], value) for name, value in headers if name in _PLACES]
-    hints = Hints(None, None, None, found, now_wall, names)
+    hints = Hints(None, None, found, now_wall, names)
     waits = [(place[1], value.decode("latin-1")) for place, value in found if not place[0]]
     if waits:
         hints.retry_after = _retry_after(waits, now_wall, headers)
-        hints.should_retry = _should_retry(waits)
     return hints
 
 
@@ -139,11 +137,6 @@ def _read_limits(
             limit = limits.setdefault(names.get(dimension, dimension), Limit())
             setattr(limit, part, number)
     return limits
-
-
-def _should_retry(waits: list[tuple[str, str]]) -> bool | None:
-    said = [text.strip().lower() for part, text in waits if part == "should_retry"]
-    return {"true": True, "false": False}.get(said[0]) if said else None
 
 
 def _retry_after(waits: list[tuple[str, str]], now_wall: float, headers: list[tuple[bytes, bytes]]) -> float | None:
@@ -209,7 +202,7 @@ _WORDS = {
 
 def _places() -> dict[bytes, tuple[str, str]]:
     """Header name -> (dimension, part); what is no limit has the dimension ""."""
-    table = {"retry-after": ("", "seconds"), "retry-after-ms": ("", "ms"), "x-should-retry": ("", "should_retry")}
+    table = {"retry-after": ("", "seconds"), "retry-after-ms": ("", "ms")}
     for word, part in _PARTS.items():
         table[f"x-ratelimit-{word}"] = ("requests/unknown", part)  # Together: a second; OpenRouter: by account
         table[f"x-tokenlimit-{word}"] = ("tokens/second", part)  # Together
@@ -231,7 +224,7 @@ _TRY_AGAIN = re.compile(
     rb"|([0-9]+(?:\.[0-9]+)?) ?(milliseconds?|seconds?|minutes?|hours?))",
     re.IGNORECASE,
 )
-_LIMIT = re.compile(rb"on (requests|tokens) per (min|day)[^:]{0,20}: Limit:? ([0-9]{1,15})", re.IGNORECASE)
+_LIMIT = re.compile(rb"on (requests|tokens) per (min|day)[^:]{0,20}: Limit:? ([0-9][0-9,]{0,18})", re.IGNORECASE)
 _PER_DAY = re.compile(rb'"[^"]*PerDay[^"]*"')  # a quotaId
 _WORD_SECONDS = {b"mil": 1e-3, b"sec": 1.0, b"min": 60.0, b"hou": 3600.0}
 
@@ -257,13 +250,13 @@ def body_hints(body: bytes) -> Hints:
     for detail in _details(body):
         if daily := _PER_DAY.search(msgspec.json.encode(detail.get("violations"))):
             dimension = "tokens/day" if b"oken" in daily[0] else "requests/day"
-            return Hints(DAY, None, {dimension: Limit(remaining=0.0)})
+            return Hints(DAY, {dimension: Limit(remaining=0.0)})
         if isinstance(delay := detail.get("retryDelay"), str) and (seconds := parse_duration(delay)) is not None:
             wait = max(wait or 0.0, seconds)
     if wait is None:
         wait = _wait_in_text(body[:4096])
     limits = _limits_in_text(body[:4096])
-    return Hints(wait, None, limits) if wait is not None or limits else NOTHING
+    return Hints(wait, limits) if wait is not None or limits else NOTHING
 
 
 def _details(body: bytes) -> list[dict[str, Any]]:
@@ -279,7 +272,7 @@ def _details(body: bytes) -> list[dict[str, Any]]:
 def _limits_in_text(text: bytes) -> dict[str, Limit] | None:
     """OpenAI's message names the limit that was met: "on requests per min (RPM): Limit 500, Used 500, Requested 1"."""
     match = _LIMIT.search(text)
-    limit = _number(match[3]) if match is not None else None
+    limit = _number(match[3].replace(b",", b"")) if match is not None else None
     if match is None or not limit:
         return None
     what = match[1].decode().lower()

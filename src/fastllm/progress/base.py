@@ -51,10 +51,10 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     cached: int = 0
     hit_ratio: float | None = None
     failed: int = 0
+    cost: float = 0.0  # USD; 0 where it is not known
     unsent: int = 0
     hold: str = ""  # why nothing goes out: in words, and in fewer
     hold_short: str = ""
-    cost: float = 0.0  # USD; 0 where it is not known
     eta: float | None = None
     overall_rate: float = 0.0  # since the beginning, without resumed rows
 
@@ -137,11 +137,11 @@ class Meter:
             cached=now.cached - first.cached,
             hit_ratio=(now.cached - first.cached) / ok if ok > 0 else None,
             failed=now.failed - first.failed,
+            cost=(now.cost_usd or 0.0) - (first.cost_usd or 0.0),
             unsent=now.unsent - first.unsent,
             hold=_named(now, short=False),
             hold_short=_named(now, short=True),
             eta=self._eta(now, None if total is None else max(0, total - done), lasting),
-            cost=(now.cost_usd or 0.0) - (first.cost_usd or 0.0),
             overall_rate=(now.done - first.done) / elapsed if elapsed > 0 else 0.0,
         )
 
