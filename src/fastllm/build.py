@@ -292,19 +292,17 @@ class _Resolver:
         prefix = model.partition("/")[0]
         near = difflib.get_close_matches(prefix, self._known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(self._known))};"
-        return f"no provider {prefix!r} for the model {model!r}; {hint} your own server needs base_url (--base-url)"
+        return f"no provider {prefix!r} for the model {model!r}; {hint} your own server needs base_url=…"
 
     def _vendor(self, vendor: Vendor, model: str) -> Endpoint:
         base_url = (vendor.base_url_env and os.environ.get(vendor.base_url_env)) or vendor.base_url
         if not base_url:
-            raise ConfigError(
-                f"{vendor.name} has no address of its own: give base_url=… (--base-url) or set {vendor.base_url_env}"
-            )
+            raise ConfigError(f"{vendor.name} has no address of its own: give base_url=… or set {vendor.base_url_env}")
         key = self._options.api_key or next((os.environ[k] for k in vendor.key_env if os.environ.get(k)), None)
         if key is None and vendor.key_required:
             raise MissingKeyError(
-                f"no API key for {vendor.name}: set {' or '.join(vendor.key_env)}, or give api_key=… "
-                "(--api-key-env VAR); `--model local/smollm2` needs none"
+                f"no API key for {vendor.name}: set {' or '.join(vendor.key_env)}, or give api_key=…"
+                "; the model 'local/smollm2' needs none"
             )
         return self._at(base_url, model, f"{vendor.name}/{model}", vendor.dialect, key, vendor=vendor)
 
@@ -312,7 +310,7 @@ class _Resolver:
         dialect = self._dialect(name)
         base_url = getattr(dialect, "base_url", "")
         if not base_url:
-            raise UnknownProviderError(f"the provider {name!r} has no `base_url`; give base_url=… (--base-url)")
+            raise UnknownProviderError(f"the provider {name!r} has no `base_url`; give base_url=…")
         key_env = getattr(dialect, "key_env", ())
         key = self._options.api_key or next((os.environ[k] for k in key_env if os.environ.get(k)), None)
         return self._at(base_url, model, f"{name}/{model}", name, key)

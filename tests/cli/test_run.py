@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import fastllm
 from fastllm.testing import MockConfig, serve_in_thread
 
 FASTLLM = [sys.executable, "-m", "fastllm.cli"]
@@ -336,3 +337,18 @@ def test_settings_that_cannot_be_are_told_when_they_are_shown(monkeypatch: pytes
             patch.setenv(name, "-1")
             done = run("config", "show")
             assert done.returncode == 2 and name in done.stderr, done.stderr
+
+
+def test_the_command_line_speaks_of_flags_and_the_library_of_its_own_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    write(2)
+    Path("out.jsonl").write_text("of somebody else\n")
+    told = run("run", "in.jsonl", "-o", "out.jsonl").stderr
+    assert "with --overwrite" in told and "overwrite=" not in told
+    monkeypatch.delenv("FASTLLM_MODEL")
+    told = run("run", "in.jsonl", "-o", "new.jsonl").stderr
+    assert "give --model, or name" in told and "model=" not in told
+    with fastllm.FastLLM(base_url="http://127.0.0.1:1/v1", api_key="k") as client:
+        for source, words in (("out.jsonl", "overwrite=True"), ("new.jsonl", "give model=…")):
+            with pytest.raises(fastllm.ConfigError, match=words) as caught:
+                client.run("in.jsonl", source, model="m" if source == "out.jsonl" else "")
+            assert "--" not in str(caught.value)

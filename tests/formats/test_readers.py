@@ -187,7 +187,7 @@ def test_streaming_is_dropped() -> None:
         (b'{"messages":"\xff"}', "not UTF-8 at byte 13"),
         (b'{"messages":"\x00"}', "not valid JSON"),
         (b'{"prompt":' + b"[" * 5000 + b"]" * 5000 + b"}", "nested too deeply"),
-        ({"text": "x", "more": 1}, "give --prompt. Columns: text, more"),
+        ({"text": "x", "more": 1}, "give prompt=…. Columns: text, more"),
         ({}, "Columns: none"),
         ({"prompt": 3}, "prompt must be text, not 3"),
         ({"prompt": None}, "prompt must be text, not null"),
@@ -375,7 +375,7 @@ def test_csv_bytes_that_are_no_text(tmp_path: Path) -> None:
     ("content", "options", "words"),
     [
         ("a,b,a\n", {"prompt": "{a}"}, "names a column twice: 'a'"),
-        ("text,lang\nx,y\n", {}, r"no column 'prompt'; give --prompt with some of \{text\}, \{lang\}"),
+        ("text,lang\nx,y\n", {}, r"no column 'prompt'; give prompt=… with some of \{text\}, \{lang\}"),
         ("text\nx\n", {"prompt": "{txt}"}, r"did you mean \{text\}"),
         ("text\nx\n", {"prompt": "{text}", "system": "{nope}"}, r"\{nope\}, which is no column"),
         ('"a"b\n', {}, "header of .* cannot be read"),

@@ -219,7 +219,7 @@ def test_another_job_is_refused_with_the_difference(tmp_path: Path) -> None:
     other = Identity(fingerprint="xyz", model="n" * 100, params={"temperature": 0})
     with pytest.raises(JobConflictError) as found:
         Journal.open(path, other)
-    for part in ("the input's content", 'model "m" -> "nnn', "params {} ->", "--overwrite", "another --output"):
+    for part in ("the input's content", 'model "m" -> "nnn', "params {} ->", "overwrite=True", "another output"):
         assert part in str(found.value)
     journal = Journal.open(path, other, overwrite=True)
     assert journal.ok == 0

@@ -236,7 +236,7 @@ async def test_a_job_without_answers_is_nobodys(source: Path, output: Path) -> N
 
 
 async def test_no_model_is_found_before_anything_is_written(source: Path, output: Path) -> None:
-    with pytest.raises(ConfigError, match="no model: give --model"):
+    with pytest.raises(ConfigError, match="no model: give model=…"):
         await run(FakeEngine(), source, output, model="")
     assert not output.with_name("out.jsonl.journal").exists()
 

@@ -198,7 +198,7 @@ def test_a_purse_settles_by_usage_and_keeps_all_where_there_is_none() -> None:
 
 def test_what_has_no_price_is_refused_unless_it_is_allowed_and_then_it_is_counted() -> None:
     budget = Budget(1.0)
-    with pytest.raises(ConfigError, match=r"cannot hold x/y: its price is not known; .*--prices FILE"):
+    with pytest.raises(ConfigError, match=r"cannot hold x/y: its price is not known; .*prices=…"):
         Purse(budget, None, model="x/y").reserve(10, 10, 1)
     purse = Purse(budget, None, model="x/y", unknown_price="allow")
     held = purse.reserve(10, 10, 1)

@@ -30,7 +30,7 @@ from ..progress.words import duration
 from ..providers.vendors import VENDORS, split_model
 from ..settings import Settings
 from ..types import Request
-from .say import say
+from .say import in_flags, say
 
 NOT_SENT = "fields that are no known parameter are not sent (extra_body sends anything)"
 BASE_URL = "base_url"  # the provider's name, in a price file, of a server behind --base-url
@@ -178,7 +178,7 @@ def show(source: str, output: Path, settings: Settings, *, overwrite: bool) -> i
     if unsent:
         say(f"fastllm: warning: {source}: {NOT_SENT}: {unsent_words(unsent)}")
     for label, text in _lines(count, table, budget, settings):
-        click.echo(f"{label:<15}{text}")
+        click.echo(in_flags(f"{label:<15}{text}"))
     return 0
 
 

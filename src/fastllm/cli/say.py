@@ -5,12 +5,25 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import sys
 from typing import TextIO
+
+from ..settings import SETTINGS
+
+_NAMES = "|".join(("overwrite", "output", *SETTINGS))
+_OPTION = re.compile(rf"\b({_NAMES})=(?:…|True|'([^']*)')")
+
+
+def in_flags(text: str) -> str:
+    """Say of options as they are called here what the library says in its own words: `base_url=…` is --base-url."""
+    text = text.replace("api_key=…", "--api-key-env VAR")
+    return _OPTION.sub(lambda m: f"--{m[1].replace('_', '-')}{f' {m[2]}' if m[2] else ''}", text)
 
 
 def say(text: str = "") -> None:
     """Print a line on standard error, if anybody reads it. Never raises."""
+    text = in_flags(text)
     try:
         if sys.stderr is not None:  # not click's echo: that would write through the live line
             sys.stderr.write(text + "\n")

@@ -105,7 +105,7 @@ def check_model(reader: Reader) -> None:
     with reopened(reader) as rows:
         first = list(islice(rows, _FIRST))
     if first and all(row.error is not None and row.error.code == NO_MODEL for row in first):
-        raise ConfigError("no model: give --model NAME (model=…), or name one in each row")
+        raise ConfigError("no model: give model=…, or name one in each row")
 
 
 def check_output(name: Path) -> None:

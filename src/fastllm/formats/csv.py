@@ -72,7 +72,7 @@ class CSVReader:
             self._intake.check_columns(header)
         elif header and not {"prompt", "messages", "input", "body"}.intersection(header):
             raise ConfigError(
-                f"{self.path} has no column 'prompt'; give --prompt with some of {{{'}, {'.join(header)}}}"
+                f"{self.path} has no column 'prompt'; give prompt=… with some of {{{'}, {'.join(header)}}}"
             )
         return header
 

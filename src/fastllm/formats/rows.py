@@ -197,7 +197,7 @@ class Intake:
         names = ", ".join(name for name in _all_columns(text) if not name.startswith("_"))
         raise InvalidRequestError(
             "the row is no request: it has none of body, messages, prompt, input; "
-            f"for other columns give --prompt. Columns: {names or 'none'}",
+            f"for other columns give prompt=…. Columns: {names or 'none'}",
             sent=False,
         )
 
@@ -283,7 +283,7 @@ class Intake:
         if request.stream:
             request = msgspec.structs.replace(request, body=self._rewritten(path, body), stream=False)
         if not request.model:
-            text = "the row names no model; give one in the row or with --model"
+            text = "the row names no model; give one in the row or with model=…"
             raise InvalidRequestError(text, code=NO_MODEL, sent=False)
         return request
 

@@ -301,7 +301,7 @@ def _existing_layout(path: Path, fd: int, overwrite: bool) -> Layout | None:
         if layout.version > VERSION and not overwrite:
             raise JobConflictError(
                 f"{path} was written by a newer FastLLM (journal version {layout.version}, this one knows {VERSION}): "
-                "upgrade, or start anew with --overwrite"
+                "upgrade, or start anew with overwrite=True"
             )
         return layout
     if MAGIC.startswith(content[:8]) and (size < 32 or size < 32 + int.from_bytes(content[12:16], "little")):
@@ -309,10 +309,10 @@ def _existing_layout(path: Path, fd: int, overwrite: bool) -> Layout | None:
     if not content.strip(b"\0"):
         return None
     if MAGIC not in content:
-        raise JobConflictError(f"{path} is not a FastLLM journal; move it away or give another --output")
+        raise JobConflictError(f"{path} is not a FastLLM journal; move it away or give another output")
     if overwrite:
         return None
-    raise JobConflictError(f"the header of {path} is damaged; start anew with --overwrite")
+    raise JobConflictError(f"the header of {path} is damaged; start anew with overwrite=True")
 
 
 def _differs(layout: Layout, identity: Identity) -> bool:
@@ -327,7 +327,7 @@ def _same_job(path: Path, layout: Layout, identity: Identity) -> bool:
     try:
         before = _identity.decode(layout.identity)
     except msgspec.DecodeError:
-        raise JobConflictError(f"the header of {path} cannot be read; start anew with --overwrite") from None
+        raise JobConflictError(f"the header of {path} cannot be read; start anew with overwrite=True") from None
     changed = before.differences(identity)
     if (
         changed
@@ -340,7 +340,7 @@ def _same_job(path: Path, layout: Layout, identity: Identity) -> bool:
     if changed:
         raise JobConflictError(
             f"{path} belongs to a job that differs in {', '.join(changed)}: "
-            "give another --output, or start anew with --overwrite"
+            "give another output, or start anew with overwrite=True"
         )
     return False
 

@@ -119,18 +119,18 @@ def check_places(
     if output.is_dir():
         raise ConfigError(f"the output {output} is a directory; name a file")
     if output.name.endswith(_ERRORS):
-        raise ConfigError(f"{output} is the name of a file of failures; give another --output")
+        raise ConfigError(f"{output} is the name of a file of failures; give another output")
     places = {"output": output, "failures file": failures_path(output), "journal": journal}
     for what, path in places.items():
         if source is not None and _is_same(path, source):
-            raise ConfigError(f"the input {source} is also the {what} of this job; give another --output")
+            raise ConfigError(f"the input {source} is also the {what} of this job; give another output")
         if summary is not None and _is_same(path, summary):
             raise ConfigError(f"the summary {summary} is also the {what} of this job; give another file")
     failures = places["failures file"]
     if not overwrite and failures.exists() and not journal.exists():
         raise ConfigError(
-            f"{failures} exists and is not of this job, which would replace it: move it away, give another --output, "
-            "or write over it with --overwrite"
+            f"{failures} exists and is not of this job, which would replace it: move it away, give another output, "
+            "or write over it with overwrite=True"
         )
     if source is not None and summary is not None and _is_same(source, summary):
         raise ConfigError(f"the summary {summary} is also the input of this job; give another file")

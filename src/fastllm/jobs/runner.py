@@ -209,7 +209,7 @@ class Job:
         if not self._overwrite and not self.journal_path.exists() and self.output.exists():
             raise JobConflictError(
                 f"{self.output} exists and is of no job that could be resumed (there is no {self.journal_path.name}): "
-                "give another --output, or write over it with --overwrite"
+                "give another output, or write over it with overwrite=True"
             )
         check_model(self._reader)
         identity = identify(self._reader, self._base_url)
@@ -234,8 +234,8 @@ class Job:
                     raise JobConflictError(
                         f"line {row.line} of {self._reader.path} has its answer in {journal.path} and is another now: "
                         f"the input's content changed. To mend rows that failed, change only those, or mend "
-                        f"{failures_path(self.output)} and run that; else give another --output, or start anew with "
-                        "--overwrite"
+                        f"{failures_path(self.output)} and run that; else give another output, or start anew with "
+                        "overwrite=True"
                     )
 
     @property
@@ -315,7 +315,7 @@ class Job:
         if journal.check(row.index) != crc32(row.source):
             raise JobConflictError(
                 f"row {row.index} is not what it was when {journal.path} was written: the input changed; "
-                "give another --output, or start anew with --overwrite"
+                "give another output, or start anew with overwrite=True"
             )
         self.skipped += 1
         return True

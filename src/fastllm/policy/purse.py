@@ -120,8 +120,8 @@ class Purse:
     def _refuse(self, why: str) -> None:
         if self.unknown_price == "refuse":
             raise ConfigError(
-                f"a budget cannot hold {self._name}: {why}; give its row in a file (--prices FILE), "
-                "or let it pass without a bound (--unknown-price allow)"
+                f"a budget cannot hold {self._name}: {why}; give its row in a file (prices=…), "
+                "or let it pass without a bound (unknown_price='allow')"
             )
 
     def __repr__(self) -> str:
