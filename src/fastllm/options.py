@@ -61,7 +61,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     `concurrency` is requests in flight; `rpm` and `tpm` are requests and tokens (prompt and answer) in any 60 seconds,
     `itpm` and `otpm` the tokens of prompts and of answers alone, `rpd` and `tpd` requests and tokens in any 24 hours.
-    Nothing is ever sent beyond these; within them, `adaptive` finds out what the provider really takes.
+    Nothing is sent beyond these, tokens by their estimates (what an answer costs more is booked, and what follows waits
+    for it); within them, `adaptive` finds out what the provider really takes.
     """
 
     concurrency: int | None = None

@@ -18,7 +18,6 @@ from fastllm.engine.endpoint import Endpoint, Router
 from fastllm.engine.engine import Engine
 from fastllm.engine.limiter import Limiter
 from fastllm.errors import APIConnectionError, BudgetExceededError, LimitExceededError, RateLimitError, StoppedError
-from fastllm.jobs.workers import outcomes
 from fastllm.options import Limits
 from fastllm.policy.budget import Budget
 from fastllm.policy.pricing import Price
@@ -29,21 +28,8 @@ from fastllm.testing.provider_models import Model, Spread, Traits, Voice, Window
 from fastllm.testing.simulator import Report, simulate
 from fastllm.testing.zoo import ANIMALS
 from fastllm.transport.scripted import ScriptedTransport
-from fastllm.types import HTTPRequest, HTTPResponse, Outcome, Row, Target
-from kits.engine import answer, make_engine, refusal, request
-
-
-def rows(count: int) -> Iterator[Row]:
-    for index in range(count):
-        yield Row(index=index, custom_id=str(index), request=request(f"row {index}", priority=1))
-
-
-async def batch(engine: Engine, count: int, concurrency: int = 1000) -> list[Outcome]:
-    return [outcome async for outcome in outcomes(engine, rows(count), concurrency=concurrency)]
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
+from fastllm.types import HTTPRequest, HTTPResponse, Target
+from kits.engine import answer, batch, make_engine, now, refusal, request
 
 
 class Provider:

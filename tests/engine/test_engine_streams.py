@@ -18,7 +18,7 @@ from fastllm.providers.openai_stream import OpenAIDecoder
 from fastllm.testing.clock import run_virtual
 from fastllm.transport.base import HTTPStream
 from fastllm.types import HTTPResponse, Request
-from kits.engine import answer, make_engine, request
+from kits.engine import Source, answer, make_engine, request
 
 USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":2,"total_tokens":7}}\n\n'
 END = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n' + USAGE + b"data: [DONE]\n\n"
@@ -27,26 +27,6 @@ LATER = b'data: {"error":{"code":"rate_limit_exceeded","message":"Please try aga
 
 def piece(text: str) -> bytes:
     return b'data: {"id":"x","choices":[{"index":0,"delta":{"content":"%s"}}]}\n\n' % text.encode()
-
-
-class Source(HTTPStream):
-    """Gives bytes, and pauses where a number stands."""
-
-    def __init__(self, *script: bytes | float, **headers: str) -> None:
-        self.status = 200
-        self.headers = [(k.replace("_", "-").encode(), v.encode()) for k, v in headers.items()]
-        self.script = script
-        self.closed = False
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        for step in self.script:
-            if isinstance(step, bytes):
-                yield step
-            else:
-                await asyncio.sleep(step)
-
-    async def aclose(self) -> None:
-        self.closed = True
 
 
 def streaming(*sources: Source | float | Exception, **more: Any) -> Engine:

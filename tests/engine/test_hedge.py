@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -24,16 +24,12 @@ from fastllm.testing.clock import run_virtual
 from fastllm.testing.simulator import client, simulate
 from fastllm.transport.base import HTTPStream
 from fastllm.types import HTTPRequest, HTTPResponse, Row
-from kits.engine import answer, make_engine, refusal, request
+from kits.engine import Source, answer, make_engine, now, refusal, request
 
 PLENTY = Limits(concurrency=100_000, adaptive=False)
 HEDGE = Retry(hedge=0.98)
 WARM = 200  # answers of 0.1 s: three hedges are allowed, after 0.1 to 0.105 s
 Script = list[float | tuple[float, Any]]
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 class Provider:
@@ -380,24 +376,6 @@ END = (
     b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
     b'data: {"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":2,"total_tokens":7}}\n\ndata: [DONE]\n\n'
 )
-
-
-class Source(HTTPStream):
-    def __init__(self, *script: bytes | float) -> None:
-        self.status = 200
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.script = script
-        self.closed = False
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        for step in self.script:
-            if isinstance(step, bytes):
-                yield step
-            else:
-                await asyncio.sleep(step)
-
-    async def aclose(self) -> None:
-        self.closed = True
 
 
 @pytest.mark.parametrize("slow", [Source(9.0, piece("slow"), END), 9.0])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,15 +14,11 @@ from fastllm.engine.engine import Engine
 from fastllm.jobs.workers import outcomes
 from fastllm.options import Limits, Retry, Timeout
 from fastllm.testing.clock import run_virtual
-from fastllm.types import HTTPRequest, HTTPResponse, Row
-from kits.engine import answer, make_engine, refusal, request
+from fastllm.types import HTTPRequest, HTTPResponse
+from kits.engine import answer, make_engine, now, refusal, request, rows
 
 USED_UP = "not tried again, because the retry budget of test/m is used up"
 PLENTY = Limits(concurrency=100_000, adaptive=False)
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 class Coin:
@@ -68,11 +63,6 @@ async def interactive(engine: Engine, rate: float, seconds: float) -> list[Any]:
         tasks.append(asyncio.create_task(engine.execute(request(str(i)))))
         await asyncio.sleep(1 / rate)
     return await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def rows(count: int) -> Iterator[Row]:
-    for i in range(count):
-        yield Row(index=i, custom_id=str(i), request=request(f"row {i}", priority=1))
 
 
 def idle(engine: Engine) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator
 
 import pytest
 
@@ -19,7 +18,6 @@ from fastllm.errors import (
     RateLimitError,
     StoppedError,
 )
-from fastllm.jobs.workers import outcomes
 from fastllm.options import Limits, Retry, Timeout
 from fastllm.policy.budget import Budget
 from fastllm.policy.headers import Hints, Limit
@@ -27,21 +25,8 @@ from fastllm.policy.pricing import Price
 from fastllm.policy.purse import Purse
 from fastllm.policy.tokens import Estimate
 from fastllm.testing.clock import VirtualClock, run_virtual
-from fastllm.types import HTTPRequest, HTTPResponse, Outcome, Row
-from kits.engine import answer, make_engine, refusal, request
-
-
-def rows(count: int) -> Iterator[Row]:
-    for index in range(count):
-        yield Row(index=index, custom_id=str(index), request=request(f"row {index}", priority=1))
-
-
-async def batch(engine: Engine, count: int, concurrency: int = 1000) -> list[Outcome]:
-    return [outcome async for outcome in outcomes(engine, rows(count), concurrency=concurrency)]
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
+from fastllm.types import HTTPRequest, HTTPResponse
+from kits.engine import answer, batch, make_engine, now, refusal, request
 
 
 def limiter_of(engine: Engine) -> Limiter:

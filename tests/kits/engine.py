@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -11,16 +12,53 @@ from fastllm.cache.base import Cache
 from fastllm.engine.endpoint import Endpoint, Router
 from fastllm.engine.engine import Engine
 from fastllm.engine.limiter import Limiter
+from fastllm.jobs.workers import outcomes
 from fastllm.options import Limits, Retry, Timeout
 from fastllm.providers.openai import OpenAIProvider
 from fastllm.testing.clock import VirtualClock
+from fastllm.transport.base import HTTPStream
 from fastllm.transport.scripted import ScriptedTransport
-from fastllm.types import Headers, HTTPRequest, HTTPResponse, Request, Target
+from fastllm.types import Headers, HTTPRequest, HTTPResponse, Outcome, Request, Row, Target
 
 
 def request(text: str = "hello", **more: Any) -> Request:
     fields = {"model": "m", "messages": [{"role": "user", "content": text}], **more.pop("body", {})}
     return Request.of(fields, **more)
+
+
+def rows(count: int) -> Iterator[Row]:
+    """Batch rows, each with a prompt of its own."""
+    for index in range(count):
+        yield Row(index=index, custom_id=str(index), request=request(f"row {index}", priority=1))
+
+
+async def batch(engine: Engine, count: int, concurrency: int = 1000) -> list[Outcome]:
+    return [outcome async for outcome in outcomes(engine, rows(count), concurrency=concurrency)]
+
+
+def now() -> float:
+    """Give the running loop's time."""
+    return asyncio.get_running_loop().time()
+
+
+class Source(HTTPStream):
+    """Gives bytes, and pauses where a number stands."""
+
+    def __init__(self, *script: bytes | float, **headers: str) -> None:
+        self.status = 200
+        self.headers = [(k.replace("_", "-").encode(), v.encode()) for k, v in headers.items()]
+        self.script = script
+        self.closed = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for step in self.script:
+            if isinstance(step, bytes):
+                yield step
+            else:
+                await asyncio.sleep(step)
+
+    async def aclose(self) -> None:
+        self.closed = True
 
 
 def answer(text: str = "hi", *, finish_reason: str = "stop", tokens: int = 10, **headers: str) -> HTTPResponse:

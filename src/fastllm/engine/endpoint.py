@@ -232,8 +232,10 @@ class Endpoint:
 
     def _bill(self, usage: Usage | None) -> None:
         """Add to what the answers have cost, as long as that is known."""
-        known = self.cost is not None and self.price is not None and usage is not None
-        self.cost = self.cost + self.price.cost(usage) if known else None  # type: ignore[operator,union-attr,arg-type]
+        if self.cost is None or self.price is None or usage is None:
+            self.cost = None
+        else:
+            self.cost += self.price.cost(usage)
 
     def _pay(self, permit: Permit, response: Response) -> None:
         if self.purse is not None and permit.money is not None:

@@ -379,26 +379,24 @@ class Limiter:
                 elif not waiter.future.done():
                     waiter.future.set_exception(ParkedError())
 
-    def _dismiss(self, error: LLMError) -> None:
-        """Tell all who wait."""
-        for queue in self._queues:
-            while queue:
-                waiter = queue.popleft()
-                if not waiter.future.done():
-                    waiter.future.set_exception(_copy(error))
-
     def condemn(self, error: LLMError) -> None:
         """The key or the address is no good: tell all who wait, and all who come for CONDEMNED seconds."""
         self._condemned = error
         self._until = self._clock.now() + (CONDEMNED if error.fatal_for_key else NOBODY)
-        self._dismiss(self._stopped(error))
+        for queue in self._queues:
+            while queue:
+                waiter = queue.popleft()
+                if not waiter.future.done():
+                    waiter.future.set_exception(self._stopped(error))
 
     def check_key(self) -> None:
         """Raise StoppedError while the key or the address is known to be no good."""
-        if self._condemned is not None and self._clock.now() < self._until:
-            raise self._stopped(self._condemned)
-        self._on_trial = self._condemned is not None and self._condemned.fatal_for_key
-        self._condemned = None
+        cause = self._condemned
+        if cause is None:
+            return
+        if self._clock.now() < self._until:
+            raise self._stopped(cause)
+        self._condemned, self._on_trial = None, cause.fatal_for_key
         self._proven, self._first, self._uneasy = False, INF, True
 
     def _stopped(self, cause: LLMError) -> StoppedError:
@@ -462,8 +460,8 @@ class Limiter:
         if held == TRIAL:
             return INF
         if held == SLOTS:
-            known = learner.requests.known or learner.tokens.known
-            return learner.slots.when(self._held_since if self._held == SLOTS else now, rates_known=known)
+            since = self._held_since if self._held == SLOTS else now
+            return learner.slots.when(since, rates_known=learner.rates_known)
         when = max(
             self._next_turn(now, priority),
             learner.requests.when(now, 1.0),
@@ -478,7 +476,7 @@ class Limiter:
         """The time has come for the head; or nothing has been answered for long, and more may be in flight."""
         if self._held == SLOTS:
             learner, now = self.learner, self._clock.now()
-            if now >= learner.slots.when(self._held_since, rates_known=learner.requests.known or learner.tokens.known):
+            if now >= learner.slots.when(self._held_since, rates_known=learner.rates_known):
                 learner.slots.double(now)
         self._admit()
 
@@ -527,12 +525,3 @@ class Limiter:
 
     def __repr__(self) -> str:
         return f"<Limiter {self.describe()}>"
-
-
-def _copy(error: LLMError) -> LLMError:
-    """One error for each who gets it: a traceback belongs to one raise."""
-    made = type(error)(
-        error.message, code=error.code, retry_after=error.retry_after, retryable=error.retryable, sent=error.sent
-    )
-    made.__cause__ = error.__cause__
-    return made

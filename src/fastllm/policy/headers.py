@@ -15,7 +15,8 @@ from typing import Any
 
 import msgspec
 
-DAY = 86400.0
+from .window import DAY
+
 LONGEST = 7 * DAY  # seconds; whatever is said beyond a week means "not today"
 _LONGEST_TEXT = 64  # bytes; no number or date is longer
 

@@ -96,6 +96,11 @@ class Learner:
         """True while nothing is let through and only probes go out."""
         return self._blocked_since < INF
 
+    @property
+    def rates_known(self) -> bool:
+        """True where a limit a minute was set or told."""
+        return self.requests.known or self.tokens.known
+
     def probe_at(self, now: float) -> float:
         """Give when the next probe may go out; the past, if nothing is blocked."""
         if self._blocked_since == INF:
