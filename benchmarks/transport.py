@@ -2,6 +2,9 @@
 
     python benchmarks/transport.py [--requests 20000] [--in-flight 64,512,4096]
 
+The column "floor" is what the kernel, uvloop and (with TLS) OpenSSL take by themselves: the same bytes written and
+read over open sockets, with no HTTP, no pool and no time-out. No Python client over asyncio can cost less.
+
 A server with 50 ms of latency runs in a process of its own. Where the system can pin processes, client and server
 have a core each. Requests are 600 B, answers 1 KB, as a chat model's are. User and system time are counted.
 """
@@ -119,6 +122,48 @@ async def with_aiohttp(url: str, trust: ssl.SSLContext, measure: Callable[[Send]
         return await measure(send)
 
 
+class Exchange(asyncio.Protocol):
+    """One socket: writes a request, and waits for as many bytes as an answer has."""
+
+    waiter: asyncio.Future[None]
+
+    def connection_made(self, transport: Any) -> None:
+        self.write = transport.write
+        self.left = 0
+
+    def data_received(self, data: bytes) -> None:
+        self.left -= len(data)
+        if not self.left:
+            self.waiter.set_result(None)
+
+
+async def with_sockets(url: str, trust: ssl.SSLContext, measure: Callable[[Send], Awaitable[float]]) -> float:
+    loop = asyncio.get_running_loop()
+    tls = trust if url.startswith("https") else None
+    port = int(url.rpartition(":")[2].partition("/")[0])
+    fields = "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items())
+    request = f"POST / HTTP/1.1\r\n{fields}content-length: {len(BODY)}\r\n\r\n".encode() + BODY
+    idle: list[Exchange] = []
+    made: list[asyncio.BaseTransport] = []
+
+    async def send() -> None:
+        if idle:
+            socket = idle.pop()
+        else:
+            transport, socket = await loop.create_connection(Exchange, "127.0.0.1", port, ssl=tls)
+            made.append(transport)
+        socket.waiter, socket.left = loop.create_future(), len(ANSWER)
+        socket.write(request)
+        await socket.waiter
+        idle.append(socket)
+
+    try:
+        return await measure(send)
+    finally:
+        for transport in made:
+            transport.close()
+
+
 async def cpu_each(send: Send, requests: int, in_flight: int) -> float:
     """Send so many requests, so many at a time; give CPU µs for each. Connections are made before."""
 
@@ -143,11 +188,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--in-flight", default="64,512,4096")
-    parser.add_argument("--only", choices=["fastllm", "aiohttp"])
+    parser.add_argument("--only", choices=["fastllm", "aiohttp", "floor"])
     options = parser.parse_args()
     print(f"Python {platform.python_version()}, {platform.machine()}, {time.strftime('%Y-%m-%d')}; CPU µs a request")
-    print(f"{'in flight':>9}  {'':5} {'fastllm':>8} {'aiohttp':>8}")
-    clients = {"fastllm": with_ours, "aiohttp": with_aiohttp}
+    print(f"{'in flight':>9}  {'':5} {'fastllm':>8} {'aiohttp':>8} {'floor':>8}")
+    clients = {"fastllm": with_ours, "aiohttp": with_aiohttp, "floor": with_sockets}
     running: AbstractContextManager[tuple[list[str], str]] = server()
     with running as (urls, pem):
         pin(0)

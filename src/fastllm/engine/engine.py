@@ -41,6 +41,7 @@ from .holds import hold_of, learnt_of, rooms_of
 from .limiter import ParkedError, Permit
 from .stats import Snapshot, Stats
 from .stream import Stream, replayed
+from .underway import UnderWay
 
 logger = logging.getLogger("fastllm")
 
@@ -74,6 +75,7 @@ class Engine:
         self.timeout = timeout or Timeout()
         self.observers = tuple(observers)
         self.stats = Stats(clock.now())
+        self.under_way = UnderWay()
         self._random = random
         self._flights: dict[bytes, Flight] = {}
         self._closing: list[Callable[[], Awaitable[None]]] = []
@@ -95,6 +97,7 @@ class Engine:
         )
         other.stats = self.stats
         other.budget = self.budget
+        other.under_way = self.under_way
         other._flights = self._flights
         other._closing = self._closing
         return other
@@ -356,6 +359,7 @@ class Engine:
     async def _send(self, call: Call, endpoint: Endpoint, http: HTTPRequest, permit: Permit) -> Response:
         """One attempt at a whole answer. The permit is given back here, whatever happens."""
         failure: LLMError | None = None
+        self.under_way.sent()
         try:
             answer = await self.transport.send(http, call.timeout)
             response = self._read(call.request, endpoint, permit, answer)
@@ -363,8 +367,10 @@ class Engine:
             endpoint.answered(permit, response, call.request)
             self.stats.answered(response.latency, response.usage)
             return response
-        except LLMError as error:
-            failure = error
+        except BaseException as error:
+            self.under_way.failed()
+            if isinstance(error, LLMError):
+                failure = error
             raise
         finally:
             self._release(endpoint, permit, failure)

@@ -14,10 +14,10 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, Protocol
 
+from ..engine.underway import UnderWay
 from ..errors import ConfigError, InvalidRequestError, LLMError
 from ..types import Outcome, Request, Response, Row
 from .collector import PACE
-from .sending import Sending
 
 ORDERED_WINDOW = 8  # times the concurrency: room to wait for a slow row while the others go on
 
@@ -87,7 +87,7 @@ class Workers:
         self._ended = False
         self._failure: BaseException | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._sending = Sending.of(engine)
+        self._under_way: UnderWay | None = getattr(engine, "under_way", None)
         self.out: set[asyncio.Task[Any]] = set()  # whose request is at the provider, or answered and not delivered
         self._draining = False
         self._idle: deque[asyncio.Future[None]] = deque()
@@ -139,12 +139,12 @@ class Workers:
     @property
     def in_flight(self) -> int:
         """Rows whose request is under way; where the engine does not tell, those in work."""
-        return len(self.out) if self._sending is not None else self.in_work
+        return len(self.out) if self._under_way is not None else self.in_work
 
     def drain(self) -> None:
         """Stop, and send nothing more: only rows whose request is under way are waited for, for this one attempt."""
         self.stop()
-        if self._sending is not None and not self._draining:
+        if self._under_way is not None and not self._draining:
             self._draining = True
             for task in self._tasks - self.out:
                 task.cancel()
@@ -175,14 +175,14 @@ class Workers:
     def _spawn(self) -> None:
         task = self._loop.create_task(self._work(), name="fastllm-worker")
         self._tasks.add(task)
-        if self._sending is not None:
-            self._sending.enrol(task, self)
+        if self._under_way is not None:
+            self._under_way.enrol(task, self)
         task.add_done_callback(self._gone)
 
     def _gone(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        if self._sending is not None:
-            self._sending.leave(task)
+        if self._under_way is not None:
+            self._under_way.leave(task)
             self.out.discard(task)
         error = None if task.cancelled() else task.exception()
         if error is None and task.cancelled() and not self._ended:
