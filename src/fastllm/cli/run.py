@@ -54,6 +54,8 @@ SETTINGS = (
     "system",
     "temperature",
     "max_tokens",
+    "schema",
+    "schema_retries",
     "budget",
     "prices",
     "unknown_price",

@@ -47,14 +47,21 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
         found = []
         for field in self.__struct_fields__:
             before, now = getattr(self, field), getattr(other, field)
-            if before != now and not (field == "base_url" and before is None):
-                what = "the input's content" if field == "fingerprint" else f"{field} {_shown(before)} -> {_shown(now)}"
-                found.append(what)
-        return found
+            if before == now or (field == "base_url" and before is None):
+                continue
+            if field == "fingerprint":
+                found.append("the input's content")
+            elif field == "params":
+                found += [_change(name, before.get(name), now.get(name)) for name in sorted({*before, *now})]
+            else:
+                found.append(_change(field, before, now))
+        return [change for change in found if change]
 
 
 class Entry(msgspec.Struct, kw_only=True, array_like=True):
-    """What the journal keeps of a finished row: its answer, or its error and the row's source."""
+    """What the journal keeps of a finished row: its answer, or its error and the row's source.
+
+    A row whose answer did not fit its schema has an error and the answer."""
 
     custom_id: str | None = None
     line: int = 0
@@ -69,6 +76,13 @@ class Entry(msgspec.Struct, kw_only=True, array_like=True):
     cached: bool = False
     endpoint: str = ""
     finish_reason: str | None = None
+
+
+def _change(name: str, before: Any, now: Any) -> str:
+    """Say what changed, a schema without its text; "" where nothing did."""
+    if before == now:
+        return ""
+    return "the schema" if name == "schema" else f"{name} {_shown(before)} -> {_shown(now)}"
 
 
 _pack = msgspec.msgpack.Encoder().encode

@@ -440,7 +440,7 @@ def identify(reader: Reader, base_url: str | None) -> Identity:
         model=recipe.model,
         prompt=recipe.prompt,
         system=recipe.system,
-        params=recipe.params,
+        params=recipe.params if recipe.schema is None else {**recipe.params, "schema": recipe.schema.json_schema},
         base_url=None if base_url is None else _without_secrets(base_url).rstrip("/"),
     )
 
@@ -465,11 +465,13 @@ def _entry(row: Row, outcome: Outcome) -> Entry:
     response, error = outcome.response, outcome.error
     if response is None:
         assert error is not None
+        answer = error.response
         return Entry(
             custom_id=row.custom_id,
             line=row.line,
             status=error.status_code or 0,
             request_id=error.request_id,
+            body=b"" if answer is None else answer.body,
             error=error.to_dict(),
             source=row.source,
             attempts=error.attempts,
