@@ -20,6 +20,7 @@ import msgspec
 
 from .errors import ConfigError
 from .options import CachePolicy, Limits, Retry, Timeout
+from .schema.base import Schema
 from .types import _without_secrets
 
 FILE = "fastllm.toml"
@@ -133,6 +134,13 @@ class Settings:
     def cache(self) -> CachePolicy:
         with self._by_origin():
             return CachePolicy(mode=self["cache"], directory=self["cache_dir"], ttl=self["ttl"])
+
+    def schema(self) -> Schema[Any] | None:
+        if self["schema"] is None:
+            if self.origin("schema_retries") == SETTINGS["schema_retries"].flag:
+                raise ConfigError("--schema-retries says how often to ask for an answer that fits: give --schema, too")
+            return None
+        return Schema.of(Path(self["schema"]), retries=self["schema_retries"])
 
     @contextmanager
     def _by_origin(self) -> Iterator[None]:

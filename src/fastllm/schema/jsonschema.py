@@ -27,6 +27,7 @@ def complaints_by(schema: Mapping[str, Any], what: str) -> Complain:
     except ImportError:
         raise MissingExtra("a JSON schema needs jsonschema-rs: pip install 'fastllm[schema]'") from None
     try:
+        library.validator_for(dict(schema), retriever=_refuse)  # unmasked: what is wrong with a schema may be shown
         validator = library.validator_for(dict(schema), mask=_VALUE, retriever=_refuse)
     except ValueError as error:  # library.ValidationError is one
         text = getattr(error, "message", None) or str(error).partition("\n")[0]
