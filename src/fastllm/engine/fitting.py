@@ -152,4 +152,4 @@ def asked_again(request: Request, response: Response, error: InvalidAnswerError)
     if request.path != RESPONSES:
         return request.with_fields(messages=[*asked.messages, *said])
     before = asked.input if isinstance(asked.input, list) else [{"role": "user", "content": asked.input}]
-    return request.with_fields(input=[*before, *said])
+    return request.with_fields(input=[*before, *({"type": "message", **message} for message in said)])
