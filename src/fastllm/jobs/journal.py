@@ -25,6 +25,7 @@ __all__ = ["Durability", "Entry", "Identity", "Journal", "JournalError", "journa
 
 Durability = Literal["normal", "full"]
 SYNC_EVERY: dict[str, float] = {"normal": 1.0, "full": 0.01}  # seconds
+_IN_WORDS = {"fingerprint": "the input's content", "schema": "the schema"}  # too long to be shown
 _HEADER_AT_MOST = 1 << 24
 _OPEN_END = MAX_ROWS - 1  # the number of rows that says: it is no longer known
 
@@ -41,21 +42,16 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     system: str | None = None
     params: dict[str, Any] = {}
     base_url: str | None = None
+    schema: dict[str, Any] | None = None
 
     def differences(self, other: Identity) -> list[str]:
         """Say in words what changed from this one to the other."""
         found = []
         for field in self.__struct_fields__:
             before, now = getattr(self, field), getattr(other, field)
-            if before == now or (field == "base_url" and before is None):
-                continue
-            if field == "fingerprint":
-                found.append("the input's content")
-            elif field == "params":
-                found += [_change(name, before.get(name), now.get(name)) for name in sorted({*before, *now})]
-            else:
-                found.append(_change(field, before, now))
-        return [change for change in found if change]
+            if before != now and not (field == "base_url" and before is None):
+                found.append(_IN_WORDS.get(field) or f"{field} {_shown(before)} -> {_shown(now)}")
+        return found
 
 
 class Entry(msgspec.Struct, kw_only=True, array_like=True):
@@ -76,13 +72,6 @@ class Entry(msgspec.Struct, kw_only=True, array_like=True):
     cached: bool = False
     endpoint: str = ""
     finish_reason: str | None = None
-
-
-def _change(name: str, before: Any, now: Any) -> str:
-    """Say what changed, a schema without its text; "" where nothing did."""
-    if before == now:
-        return ""
-    return "the schema" if name == "schema" else f"{name} {_shown(before)} -> {_shown(now)}"
 
 
 _pack = msgspec.msgpack.Encoder().encode

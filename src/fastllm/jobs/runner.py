@@ -440,8 +440,9 @@ def identify(reader: Reader, base_url: str | None) -> Identity:
         model=recipe.model,
         prompt=recipe.prompt,
         system=recipe.system,
-        params=recipe.params if recipe.schema is None else {**recipe.params, "schema": recipe.schema.json_schema},
+        params=recipe.params,
         base_url=None if base_url is None else _without_secrets(base_url).rstrip("/"),
+        schema=None if recipe.schema is None else recipe.schema.json_schema,
     )
 
 
