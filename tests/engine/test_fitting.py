@@ -243,6 +243,34 @@ def test_where_asking_again_fails_the_paid_answer_is_kept_and_counted_once() -> 
     run_virtual(scenario)
 
 
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b'{"choices":[{"message":{"content":"\\ud800"}}]}', "cannot be read"),
+        (b"no JSON", "cannot be read"),
+    ],
+)
+async def test_an_answer_that_cannot_be_read_is_kept_too(body: bytes, words: str) -> None:
+    async def execute(request: Request) -> Response:
+        return Response(body=body)
+
+    with pytest.raises(e.InvalidAnswerError, match=words) as caught:
+        await fitting(execute, asked())
+    assert caught.value.response.body == body and caught.value.code == "unreadable"
+
+
+async def test_a_conversation_that_cannot_be_continued_ends_with_the_answer_there_is() -> None:
+    """Such as one whose messages are no list, which some servers take."""
+
+    async def execute(request: Request) -> Response:
+        return Response(body=answer(BAD).body)
+
+    schema = Schema.of(City)
+    with pytest.raises(e.InvalidAnswerError, match="it cannot be asked for again") as caught:
+        await fitting(execute, Request.of({"messages": "Rome?"}, schema=schema))
+    assert caught.value.response.text == BAD and caught.value.rejected == ()
+
+
 def test_a_first_question_that_fails_is_its_own_error() -> None:
     async def scenario() -> None:
         engine = make_engine(Model(refusal(400)))

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import msgspec
 import pydantic
@@ -50,6 +50,10 @@ class City:
     capital: bool = False
 
 
+class Choice(msgspec.Struct):
+    kind: Literal["a", "b"]
+
+
 class Point(TypedDict):
     x: float
     y: float
@@ -90,6 +94,7 @@ def test_every_kind_of_source_reads_its_own_values(source: Any, text: str, value
     [
         (City, '{"name":"Rome","people":"many"}', r"Expected `int`, got `str` - at `\$.people`"),
         (City, '{"name":"Rome"}', "missing required field `people`"),
+        (Choice, '{"kind":"many - at `$.kind`"}', r"^Invalid enum value - at `\$.kind`$"),
         (Home, '{"town":"Bonn","street":{"name":"Weg","number":"x"}}', r"at \$.street.number: Input should be a valid"),
         (Home, '{"town":"Atlantis","street":{"name":"a","number":1}}', r"at \$.town: Value error, no such town"),
         (Home, '{"town":"Babel","street":{"name":"a","number":1}}', "refused with a RuntimeError"),

@@ -19,6 +19,7 @@ from ..types import RESPONSES, ParsedResponse, Request, Response
 from .stats import Stats
 
 Execute = Callable[[Request], Awaitable[Response]]
+_TOLD = tuple(name for name in Response.__struct_fields__ if not name.startswith("_"))
 _CUT = frozenset({"length", "max_tokens", "max_output_tokens"})
 
 
@@ -71,7 +72,11 @@ async def fitting(
         if not misfit.retryable or len(rejected) >= schema.retries or not may_ask():
             raise _final(misfit, rejected, attempts, stats)
         rejected.append(response)
-        asked = asked_again(request, response, misfit)
+        try:
+            asked = asked_again(request, response, misfit)
+        except InvalidRequestError as error:
+            misfit.message += f"; it cannot be asked for again: {error.message}"
+            raise _final(misfit, rejected, attempts, stats) from error
 
 
 def _final(
@@ -93,10 +98,13 @@ def fitted(response: Response, schema: Schema[Any]) -> ParsedResponse[Any]:
 
     A choice that calls tools and says nothing has no value: `parsed` is None, and it is as it should be.
     """
-    own = {name: getattr(response, name) for name in Response.__struct_fields__ if not name.startswith("_")}
     # The typed form is made anew, because whoever shares this answer may have asked without a schema.
-    found = ParsedResponse[Any](**own, parsed=None)
-    choices = found.choices
+    found: ParsedResponse[Any] = ParsedResponse(**{name: getattr(response, name) for name in _TOLD}, parsed=None)
+    try:
+        choices = found.choices
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        text = f"the answer cannot be read, so that it cannot fit the schema {schema.name}"
+        raise _invalid(response, text, "unreadable", again=False) from error
     for choice in choices:
         choice.message.parsed = _value(schema, content_text(choice.message.content), response, choice)
     found.parsed = choices[0].message.parsed if choices else _value(schema, found.text, response, Choice())
@@ -127,10 +135,14 @@ def _misfit(
     elif message.refusal or reason == "content_filter":
         code, again = "refusal", False
         text = f"the model refused to answer by the schema {schema.name}"
+    return _invalid(response, text, code, again=again)
+
+
+def _invalid(response: Response, text: str, code: str, *, again: bool) -> InvalidAnswerError:
     made = InvalidAnswerError(
         text, code=code, status_code=response.status_code, request_id=response.request_id, retryable=again
     )
-    made.response, made.endpoint = response, response.endpoint
+    made.response, made.endpoint, made.attempts = response, response.endpoint, response.attempts
     return made
 
 

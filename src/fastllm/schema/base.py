@@ -22,6 +22,7 @@ from .text import json_in
 T = TypeVar("T")
 RETRIES = 2  # how often an answer that does not fit is asked for again
 _NAME = re.compile(r"[^a-zA-Z0-9_-]+")
+_QUOTED = re.compile(r"(?<=^Invalid enum value) (?:.*(?= - at `\$)|.*$)", re.DOTALL)  # the one message with a value
 _MOST_NAME = 64
 _MOST_COMPLAINT = 500
 _MOST_FILE = 16 * 1024 * 1024
@@ -159,7 +160,7 @@ def _of_type(source: Any) -> Schema[Any]:
         try:
             return decoder.decode(text)
         except msgspec.ValidationError as error:
-            raise Misfit(str(error)) from None
+            raise Misfit(_QUOTED.sub("", str(error))) from None
 
     return Schema(with_root(found), read, name=name, complete=True)
 
