@@ -71,20 +71,26 @@ class InstantTransport(Transport):
         raise NotImplementedError
 
 
-def rows(count: int) -> Iterator[Row]:
+def bodies(count: int) -> Iterator[bytes]:
     text = b"word " * 100
     for i in range(count):
-        body = b'{"model":"m","messages":[{"role":"user","content":"%d %b"}],"max_tokens":200}' % (i, text)
+        yield b'{"model":"m","messages":[{"role":"user","content":"%d %b"}],"max_tokens":200}' % (i, text)
+
+
+def rows(count: int) -> Iterator[Row]:
+    for i, body in enumerate(bodies(count)):
         yield Row(index=i, request=Request.from_body(body, priority=1))
 
 
 async def bare(count: int, in_flight: int) -> float:
-    """The transport alone under the same number of tasks: what is subtracted."""
-    transport, http, numbers = InstantTransport(), HTTPRequest(url="http://test"), iter(range(count))
+    """The transport and the input alone under the same number of tasks: what is subtracted."""
+    transport, texts = InstantTransport(), bodies(count)
+
+    timeout = Timeout()
 
     async def worker() -> None:
-        for _ in numbers:
-            await transport.send(http, Timeout())
+        for body in texts:
+            await transport.send(HTTPRequest(url="http://test", body=body), timeout)
 
     began = time.process_time()
     await asyncio.gather(*(worker() for _ in range(in_flight)))

@@ -36,6 +36,11 @@ class Usage(msgspec.Struct):
     output_tokens_details: TokenDetails | None = None
 
     def __post_init__(self) -> None:
+        prompt, completion = self.prompt_tokens, self.completion_tokens
+        if 0 < prompt <= MOST_TOKENS and 0 < completion <= MOST_TOKENS and self.total_tokens == prompt + completion:
+            self.input_tokens = prompt
+            self.output_tokens = completion
+            return  # nearly every answer
         prompt = self.prompt_tokens or self.input_tokens
         completion = self.completion_tokens or self.output_tokens
         if not 0 <= prompt <= MOST_TOKENS:

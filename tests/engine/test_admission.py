@@ -144,6 +144,16 @@ def test_ten_times_the_capacity_in_demand_gets_95_percent_of_it_and_few_refusals
     assert report.lost == 0
 
 
+@pytest.mark.parametrize("rpm", [300, 700, 1500])
+def test_the_first_meeting_with_a_limit_that_nobody_tells_costs_few_refusals(rpm: int) -> None:
+    """It is met while the number in flight doubles: what is under way then comes evenly, and not as a crowd."""
+    made = model(rpm, headers=False, latency=Spread(1.0, 0.3), network=(0.0, 0.01), refusal_latency=0.005)
+    report = simulate(made, seconds=190.0, demand=1000, seed=1)
+    probes = 15  # until the minute is over
+    assert sum(report.refused) <= 0.04 * rpm + probes
+    assert report.share >= 0.97
+
+
 def test_a_limit_that_falls_to_a_quarter_and_comes_back_is_followed_within_half_a_minute() -> None:
     rate = 20.0
     made = model(60 * rate, steps=((180.0, 15 * rate), (440.0, 60 * rate)))

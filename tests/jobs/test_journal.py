@@ -205,7 +205,7 @@ def test_damage_found_while_reading_back(tmp_path: Path) -> None:
     written(path)
     journal = Journal.open(path, JOB)
     with path.open("r+b") as file:
-        file.seek(journal._offsets[4] + 40)
+        file.seek(journal._rows.offset(4) + 40)
         file.write(b"\0\0\0\0\0\0")
     with pytest.raises(JournalError, match="damaged at row 4"):
         journal.read(4)

@@ -358,7 +358,6 @@ class Engine:
 
     async def _send(self, call: Call, endpoint: Endpoint, http: HTTPRequest, permit: Permit) -> Response:
         """One attempt at a whole answer. The permit is given back here, whatever happens."""
-        failure: LLMError | None = None
         self.under_way.sent()
         try:
             answer = await self.transport.send(http, call.timeout)
@@ -366,14 +365,13 @@ class Engine:
             response.latency = self.clock.now() - permit.sent
             endpoint.answered(permit, response, call.request)
             self.stats.answered(response.latency, response.usage)
-            return response
         except BaseException as error:
             self.under_way.failed()
-            if isinstance(error, LLMError):
-                failure = error
+            self._release(endpoint, permit, error if isinstance(error, LLMError) else None)
             raise
-        finally:
-            self._release(endpoint, permit, failure)
+        self.stats.in_flight -= 1
+        endpoint.ended(permit, None)
+        return response
 
     async def _open(self, call: Call, endpoint: Endpoint, http: HTTPRequest, permit: Permit) -> Stream:
         """One attempt at a streamed answer, up to its first chunk; then permit and connection are the Stream's."""

@@ -34,6 +34,7 @@ STARVING = 60.0  # seconds after which a batch request whose turn it is lets nob
 PROOF = 0.25  # seconds for which a batch's first attempt goes alone: a refused key answers sooner than a model
 CONDEMNED = 60.0  # seconds until a refused key may be tried again
 NOBODY = 5.0  # seconds until an address where nobody answered may be tried again
+_SLACK = 0.005  # seconds: what a late timer missed of the spreading may be made up for
 _CEILING = 4096  # attempts in flight where nobody set a limit; the system's own limit may be lower
 
 
@@ -135,8 +136,8 @@ class Limiter:
 
     __slots__ = (
         "_clock", "_condemned", "_count", "_first", "_grants", "_held", "_held_since", "_hurried", "_largest",
-        "_limits", "_more", "_on_trial", "_parked", "_proven", "_queues", "_timer", "_turn_since", "_uneasy", "_until",
-        "breaker", "in_flight", "learner", "parked_why",
+        "_limits", "_more", "_next_at", "_on_trial", "_parked", "_proven", "_queues", "_timer", "_turn_since",
+        "_uneasy", "_until", "breaker", "in_flight", "learner", "parked_why",
     )  # fmt: skip
 
     def __init__(self, limits: Limits, clock: Clock, *, ceiling: int = _CEILING) -> None:
@@ -162,7 +163,7 @@ class Limiter:
         self._grants = self._count = 0
         self._turn_since = INF  # when a batch request's turn came that does not fit
         self._hurried = INF  # the least patience of anybody who ever waited
-        self._parked = self._until = 0.0
+        self._parked = self._until = self._next_at = 0.0
         self.parked_why = ""
         self._condemned: LLMError | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -243,7 +244,8 @@ class Limiter:
     def _held_by(self, now: float, need: Estimate, priority: int) -> str:
         """Name what holds a request back now; FREE if nothing does."""
         learner = self.learner
-        if self.in_flight >= learner.slots.limit:
+        slots = learner.slots
+        if self.in_flight >= slots.limit or (slots.gap and now < self._next_at):
             return SLOTS
         if self._uneasy:
             if self._on_trial and self.in_flight:
@@ -286,6 +288,8 @@ class Limiter:
             need.tokens, held, now, self.in_flight, request, token, requests.window.used, window.used, learner.count,
             need.prompt, self,
         )  # fmt: skip
+        if learner.slots.gap:
+            self._next_at = max(self._next_at, now - _SLACK) + learner.slots.gap
         if self._more:
             permit.more = tuple(m.window.add(now, m.amount(need.tokens, need.prompt)) for m in self._more)
         learner.sent(now, permit)
@@ -461,7 +465,8 @@ class Limiter:
             return INF
         if held == SLOTS:
             since = self._held_since if self._held == SLOTS else now
-            return learner.slots.when(since, rates_known=learner.rates_known)
+            double = learner.slots.when(since, rates_known=learner.rates_known)
+            return min(double, self._next_at) if self.in_flight < learner.slots.limit else double
         when = max(
             self._next_turn(now, priority),
             learner.requests.when(now, 1.0),

@@ -123,7 +123,10 @@ class Stats:
         """One request got its answer from the provider, `latency` seconds after its last attempt began."""
         self.ok += 1
         bucket = int(math.log(latency / _FLOOR) * _SCALE) if latency > _FLOOR else 0
-        self._histogram[bucket if bucket < _BUCKETS else _BUCKETS - 1] += 1
+        try:
+            self._histogram[bucket] += 1
+        except IndexError:
+            self._histogram[-1] += 1
         if usage is not None:
             self.prompt_tokens += usage.prompt_tokens
             self.completion_tokens += usage.completion_tokens

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, Self
@@ -11,13 +11,15 @@ from ..errors import ConfigError
 from ..schema.base import Schema
 from ..types import Outcome, Row
 from .csv import CSVReader
-from .files import COMPRESSIONS, MAX_LINE_BYTES, STDIN, suffixes
+from .files import BREATH, COMPRESSIONS, MAX_LINE_BYTES, STDIN, suffixes
 from .jsonl import JSONLReader
 from .output import CSVWriter, JSONLWriter
 from .pipe import Pipe
 from .rows import NO_MODEL, Recipe
 
 _JSONL = frozenset({".jsonl", ".ndjson", ".jsonlines"})
+__all__ = ["BREATH", "Reader", "Writer", "check_model", "check_output", "open_reader", "open_writer", "reopened"]
+
 _FIRST = 100  # rows that are looked at before anything is done
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
@@ -44,6 +46,14 @@ class Reader(Protocol):
         ...
 
     def __iter__(self) -> Iterator[Row]: ...
+
+    def unanswered(self, answered: Callable[[int], bool], needs_ids: Callable[[int], bool]) -> Iterator[Row | None]:
+        """Iterate the rows that `answered(index)` denies, and pass over the others cheaply; None now and then, so that
+        somebody else gets a turn.
+
+        Whether an id was used before is known only from the first row on for which `needs_ids` is true. Only for files.
+        """
+        ...
 
     def close(self) -> None: ...
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,7 +17,7 @@ import msgspec
 
 from ..errors import ConfigError
 from ..types import Row
-from .files import BROKEN, MAX_LINE_BYTES, fingerprint, lines, open_bytes
+from .files import BREATH, BROKEN, MAX_LINE_BYTES, fingerprint, lines, open_bytes
 from .jsonl import BOM
 from .rows import PARAMETERS, SOURCE_BYTES, Intake, Recipe, not_utf8
 
@@ -41,6 +41,7 @@ class CSVReader:
         self.path: Path | None = Path(path)
         self.count_hint: int | None = None
         self._max = max_line_bytes
+        self._delimiter = delimiter
         self._line = 0
         self._broken = ""  # why the line that the parser is about to get is none
         self._intake = Intake(recipe)
@@ -101,8 +102,52 @@ class CSVReader:
         return digest
 
     def __iter__(self) -> Iterator[Row]:
-        parser, intake, header = self._parser, self._intake, self.header
-        width, literal = len(header), self.recipe.prompt is not None
+        for first, fields, wrong in self._records():
+            yield self._row(first, fields, wrong)
+
+    def unanswered(self, answered: Callable[[int], bool], needs_ids: Callable[[int], bool]) -> Iterator[Row | None]:
+        intake, exact = self._intake, False
+        for first, fields, wrong in self._records():
+            index = intake.count
+            if answered(index):
+                if exact:
+                    self._remember(intake, first, fields, wrong)
+                else:
+                    intake.pass_over()
+                if index % BREATH == 0:
+                    yield None
+                continue
+            if not exact and needs_ids(index):
+                exact = True
+                self._learn_ids(first)
+            yield self._row(first, fields, wrong)
+
+    def _learn_ids(self, before: int) -> None:
+        """Read the file once more, for the ids before this line."""
+        assert self.path is not None
+        self._intake.forget_ids()
+        with CSVReader(self.path, self.recipe, delimiter=self._delimiter, max_line_bytes=self._max) as again:
+            for first, fields, wrong in again._records():
+                if first >= before:
+                    break
+                self._remember(self._intake, first, fields, wrong)
+
+    def _remember(self, intake: Intake, first: int, fields: list[str], wrong: str) -> None:
+        if wrong:
+            intake.pass_over()
+        else:
+            columns = dict(zip(self.header, fields, strict=True))
+            intake.remember_columns(columns if self.recipe.prompt is not None else _typed(columns), first)
+
+    def _row(self, first: int, fields: list[str], wrong: str) -> Row:
+        if wrong:
+            return self._intake.bad(first, wrong, _joined(fields) if fields else b"")
+        columns = dict(zip(self.header, fields, strict=True))
+        return self._intake.columns(columns if self.recipe.prompt is not None else _typed(columns), first)
+
+    def _records(self) -> Iterator[tuple[int, list[str], str]]:
+        """Give the first line and the fields of each record, and what is wrong with it, if anything is."""
+        parser, width = self._parser, len(self.header)
         while True:
             first = self._line + 1
             self._broken = ""
@@ -111,17 +156,16 @@ class CSVReader:
             except StopIteration:
                 return
             except csv.Error as error:
-                yield intake.bad(first, f"not valid CSV: {error}")
+                yield first, [], f"not valid CSV: {error}"
                 continue
             except BROKEN as error:
                 raise ConfigError(f"cannot read {self.path} after line {self._line}: {error}") from None
             if self._broken:
-                yield intake.bad(first, self._broken, _joined(fields))
+                yield first, fields, self._broken
             elif len(fields) == width:
-                columns = dict(zip(header, fields, strict=True))
-                yield intake.columns(columns if literal else _typed(columns), first)
+                yield first, fields, ""
             elif fields:
-                yield intake.bad(first, f"{len(fields)} fields where the header has {width}", _joined(fields))
+                yield first, fields, f"{len(fields)} fields where the header has {width}"
 
     @property
     def unsent(self) -> dict[str, int]:

@@ -26,6 +26,7 @@ except ImportError:
 STDIN = "-"
 MAX_LINE_BYTES = 64 * 1024 * 1024
 COMPRESSIONS = ("", ".gz", ".zst")
+BREATH = 256  # rows passed over before the reader's taker gets a turn
 _CHUNK = 1 << 20
 # What a damaged or truncated compressed file raises, besides OSError.
 BROKEN = (OSError, EOFError, zlib.error) if zstd is None else (OSError, EOFError, zlib.error, zstd.ZstdError)

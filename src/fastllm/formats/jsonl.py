@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
 from ..errors import ConfigError
 from ..types import Row
-from .files import BROKEN, MAX_LINE_BYTES, STDIN, fingerprint, lines, open_bytes, stdin_bytes
+from .files import BREATH, BROKEN, MAX_LINE_BYTES, STDIN, fingerprint, lines, open_bytes, stdin_bytes
 from .pipe import Pipe
 from .rows import Intake, Recipe
 
@@ -49,21 +49,60 @@ class JSONLReader:
         return digest
 
     def __iter__(self) -> Iterator[Row]:
-        intake, limit = self._intake, self._max
+        intake = self._intake
+        for number, text in self._texts(self._file):
+            yield self._too_long(number) if text is None else intake.line(text, number)
+
+    def unanswered(self, answered: Callable[[int], bool], needs_ids: Callable[[int], bool]) -> Iterator[Row | None]:
+        intake, exact = self._intake, False
+        for number, text in self._texts(self._file):
+            index = intake.count
+            if answered(index):
+                if exact and text is not None:
+                    intake.remember(text, number)
+                else:
+                    intake.pass_over()
+                if index % BREATH == 0:
+                    yield None
+                continue
+            if not exact and needs_ids(index):
+                exact = True
+                self._learn_ids(number)
+            yield self._too_long(number) if text is None else intake.line(text, number)
+
+    def _learn_ids(self, before: int) -> None:
+        """Read the file once more, for the ids before this line."""
+        assert self.path is not None
+        self._intake.forget_ids()
+        file, _ = open_bytes(self.path)
+        with file:
+            for number, text in self._texts(file):
+                if number >= before:
+                    break
+                if text is None:
+                    self._intake.pass_over()
+                else:
+                    self._intake.remember(text, number)
+
+    def _texts(self, file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
+        """Give number and text of each line that is a row; None for one that is too long."""
         number = 0
         try:
-            for text in lines(self._file, limit):
+            for text in lines(file, self._max):
                 number += 1
                 if text is None:
-                    yield intake.bad(number, f"longer than {limit} bytes, and skipped")
+                    yield number, None
                     continue
                 if number == 1 and text.startswith(BOM):
                     text = text[3:]
                 text = text.strip(b" \t\r\n")
                 if text:
-                    yield intake.line(text, number)
+                    yield number, text
         except BROKEN as error:
             raise ConfigError(f"cannot read {self.path or 'the input'} after line {number}: {error}") from None
+
+    def _too_long(self, number: int) -> Row:
+        return self._intake.bad(number, f"longer than {self._max} bytes, and skipped")
 
     @property
     def unsent(self) -> dict[str, int]:

@@ -19,6 +19,7 @@ these keep their own, and rows of other operations are bad.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from typing import Any, cast
 
@@ -36,6 +37,7 @@ NO_MODEL = "no_model"  # the code of the error of a row without one
 SOURCE_BYTES = 64 * 1024  # of a row that cannot be read, as much as this is kept
 _PATH_OF_URL = {**{path: path for path in PATHS}, **{"/v1" + path: path for path in PATHS}}
 _OURS = ("custom_id", "id", "method", "url", "_error", "_answer", "_line")
+DUPLICATE = "duplicate_id"  # the code of the error of a row whose id an earlier row has
 _DEFAULT_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 
 # Columns beside "prompt" that are parameters of chat completions, of OpenAI or of common servers.
@@ -84,12 +86,18 @@ class _Format(msgspec.Struct):
     text: dict[str, Any] | None = None
 
 
+class _Ids(msgspec.Struct):
+    custom_id: Any = None
+    id: Any = None
+
+
 class _OldError(msgspec.Struct):
     message: str = "the row could not be read"
 
 
 _format = msgspec.json.Decoder(_Format)
 _line = msgspec.json.Decoder(_Line)
+_ids = msgspec.json.Decoder(_Ids)
 _object = msgspec.json.Decoder(dict[str, Raw])
 _columns = msgspec.json.Decoder(dict[str, Any])
 _encode = msgspec.json.encode
@@ -102,7 +110,6 @@ class Intake:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.count = 0
         self._prompt = Template(recipe.prompt) if recipe.prompt is not None else None
         self._system = Template(recipe.system) if recipe.system is not None else None
         params = dict(recipe.params)
@@ -114,10 +121,34 @@ class Intake:
             self._params = {name: Raw(_encode(value)) for name, value in params.items() if value is not None}
         except (TypeError, ValueError) as error:
             raise ConfigError(f"params cannot be written as JSON: {error}") from None
+        self.forget_ids()
+        self.unsent: dict[str, int] = {}  # columns beside "prompt" that are no parameter, and how often
+
+    def forget_ids(self) -> None:
+        """Begin with the ids anew, and with the count of rows."""
+        self.count = 0
         self._seen = SeenIds()
         self._derived = bytearray()  # a bit for each row whose id was made up
         self._claimed = False  # some row's own id looks like a made-up one
-        self.unsent: dict[str, int] = {}  # columns beside "prompt" that are no parameter, and how often
+
+    def pass_over(self) -> None:
+        """Count a row that needs no answer any more."""
+        self.count += 1
+
+    def remember(self, text: bytes, line: int) -> None:
+        """Count such a row of JSON, and keep its id in mind."""
+        index = self.count
+        self.count = index + 1
+        with contextlib.suppress(*_INVALID, InvalidRequestError):
+            found = _ids.decode(text)
+            self._identify(found.custom_id, found.id, index, line)
+
+    def remember_columns(self, columns: dict[str, Any], line: int) -> None:
+        """Do the same with a mapping."""
+        index = self.count
+        self.count = index + 1
+        with contextlib.suppress(InvalidRequestError):
+            self._identify(columns.get("custom_id"), columns.get("id"), index, line)
 
     def check_columns(self, columns: list[str]) -> None:
         """Raise ConfigError if a template names none of these columns."""
@@ -179,6 +210,7 @@ class Intake:
             if self._claimed and (first := self._seen.add(derived, line)):
                 raise InvalidRequestError(
                     f"the row has no custom_id, and {derived!r}, which it would get, is taken by line {first}",
+                    code=DUPLICATE,
                     sent=False,
                 )
             return derived
@@ -194,9 +226,11 @@ class Intake:
             if given != f"row-{place}":
                 place = -1
             if 0 <= place < 8 * len(self._derived) and self._derived[place >> 3] >> (place & 7) & 1:
-                raise InvalidRequestError(f"custom_id {given!r} is taken by row {place}, which has none", sent=False)
+                text = f"custom_id {given!r} is taken by row {place}, which has none"
+                raise InvalidRequestError(text, code=DUPLICATE, sent=False)
         if first := self._seen.add(given, line):
-            raise InvalidRequestError(f"custom_id {given!r} was already used on line {first}", sent=False)
+            text = f"custom_id {given!r} was already used on line {first}"
+            raise InvalidRequestError(text, code=DUPLICATE, sent=False)
         return given
 
     def _request(self, head: _Line, text: bytes, custom_id: str) -> Request:

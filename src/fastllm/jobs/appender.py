@@ -37,6 +37,7 @@ class Appender:
         self._thread: threading.Thread | None = None
         self.accepted = 0  # bytes put; `written` of them are with the system
         self.written = 0
+        self.synced = 0  # … and of them on the disk
         self.failure: JournalError | None = None
 
     def put(self, data: bytes) -> None:
@@ -98,7 +99,9 @@ class Appender:
                     self._write()
                     due = time.monotonic() + self._interval if due is None else due
                 if due is not None and (closing or tickets or time.monotonic() >= due):
+                    reached = self.written
                     _sync(self._fd)
+                    self.synced = reached
                     due = None
             except BaseException:
                 self._tickets.extend(tickets)  # woken when `failure` says why

@@ -78,11 +78,11 @@ class Scan:
     """Goes over the frames of a file: (offset, index, state, check) of each. Afterwards `end` is where the last whole
     one ends and `damaged` counts the places that had to be skipped."""
 
-    def __init__(self, fd: int, layout: Layout, size: int) -> None:
+    def __init__(self, fd: int, layout: Layout, size: int, start: int = 0) -> None:
         self._fd = fd
         self._layout = layout
         self._size = size
-        self.end = layout.start
+        self.end = start or layout.start
         self.damaged = 0
 
     def __iter__(self) -> Iterator[tuple[int, int, int, int]]:

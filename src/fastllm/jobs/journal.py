@@ -11,22 +11,26 @@ import errno
 import fcntl
 import os
 import stat
-from array import array
+import threading
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import msgspec
 
 from ..errors import ConfigError, JobConflictError
+from ..formats.rows import DUPLICATE
 from .appender import Appender, JournalError
 from .frames import END, FAILED, MAGIC, MAX_ROWS, OK, VERSION, Layout, Scan, new_layout, read_frame, read_layout
+from .index import Checkpoint, RowIndex
 
 __all__ = ["Durability", "Entry", "Identity", "Journal", "JournalError", "journal_path"]
 
 Durability = Literal["normal", "full"]
 SYNC_EVERY: dict[str, float] = {"normal": 1.0, "full": 0.01}  # seconds
 _IN_WORDS = {"fingerprint": "the input's content", "schema": "the schema"}  # too long to be shown
+INDEX = ".index"
 _HEADER_AT_MOST = 1 << 24
+_CHECKPOINT = 64 * 1024 * 1024  # bytes of journal after which the index covers it
 _OPEN_END = MAX_ROWS - 1  # the number of rows that says: it is no longer known
 
 
@@ -93,13 +97,14 @@ class Journal:
         self.path = path
         self._fd = fd
         self._layout = layout
-        self._states = bytearray()
-        self._offsets = array("q")
-        self._checks = array("I")
-        self._end = layout.start
+        self._rows = RowIndex(path.with_name(path.name + INDEX), layout)
+        self._checkpoint: Checkpoint | None = None
+        self._saving: threading.Thread | None = None
+        self._end = self._covered = self._base = layout.start
         self._appender = Appender(fd, str(path), SYNC_EVERY[durability])
+        self._distrusted = False
         self.total: int | None = None
-        self.ok = self.failed = 0
+        self.ids_seen = 0  # up to this row of the input, an earlier run has seen every id
         self.damaged = 0  # places that had to be skipped; their rows run again
         self.input_changed = False  # since these answers: `take_over` once they are known to fit
         self.torn_bytes = 0  # cut from the end: what a crash left of the last frames
@@ -117,14 +122,11 @@ class Journal:
             layout = _existing_layout(path, fd, overwrite)
             if layout is None or overwrite:
                 layout = new_layout(msgspec.msgpack.encode(identity))
-                _start(path, fd, layout)
-                return cls(path, fd, layout, durability)
+                return cls._begun(path, fd, layout, durability)
             journal = cls(path, fd, layout, durability)
             journal._load()
             if not journal.ok and _differs(layout, identity):
-                layout = new_layout(msgspec.msgpack.encode(identity))
-                _start(path, fd, layout)
-                return cls(path, fd, layout, durability)
+                return cls._begun(path, fd, new_layout(msgspec.msgpack.encode(identity)), durability)
             journal.input_changed = _same_job(path, layout, identity)
             return journal
         except OSError as error:
@@ -133,6 +135,13 @@ class Journal:
         except BaseException:
             os.close(fd)
             raise
+
+    @classmethod
+    def _begun(cls, path: Path, fd: int, layout: Layout, durability: Durability) -> Self:
+        _start(path, fd, layout)
+        journal = cls(path, fd, layout, durability)
+        journal._rows.drop()
+        return journal
 
     def take_over(self, identity: Identity) -> None:
         """Make this the journal of a changed input, whose answered rows were compared with their checks.
@@ -151,23 +160,25 @@ class Journal:
                 os.fsync(self._fd)
             self._layout = layout
         self.input_changed = False
+        self.ids_seen = 0
 
     def _load(self) -> None:
         size = os.fstat(self._fd).st_size
         if size < self._layout.start:  # the second copy of the header was torn, so there are no rows
             _start(self.path, self._fd, self._layout)
+            self._rows.drop()
             return
-        scan = Scan(self._fd, self._layout, size)
-        states, offsets, checks = self._states, self._offsets, self._checks
+        saved = self._rows.load(size)
+        if saved is not None:
+            self._covered, self.total, self.ids_seen = saved.covered, saved.total, saved.ids
+        scan = Scan(self._fd, self._layout, size, self._covered)
+        note = self._rows.note
         for offset, index, state, check in scan:
-            if state == OK and index < len(states) and not states[index]:  # nearly all; the rest is `_note`'s
-                states[index] = OK
-                offsets[index] = offset
-                checks[index] = check
-                self.ok += 1
+            if state == END:
+                self.total = None if index == _OPEN_END else index
             else:
-                self._note(offset, index, state, check)
-        self._end = scan.end
+                note(index, OK if state == OK else FAILED, offset, check)
+        self._end = self._base = scan.end
         self.damaged = scan.damaged
         self.torn_bytes = size - scan.end
         if self.torn_bytes:
@@ -175,41 +186,30 @@ class Journal:
             os.fsync(self._fd)
         os.lseek(self._fd, scan.end, os.SEEK_SET)
 
-    def _note(self, offset: int, index: int, state: int, check: int) -> None:
-        if state == END:
-            self.total = None if index == _OPEN_END else index
-            return
-        states = self._states
-        if index >= len(states):
-            more = index + 1 + len(states) // 8 + 64 - len(states)
-            states.extend(bytes(more))
-            self._offsets.frombytes(bytes(8 * more))
-            self._checks.frombytes(bytes(4 * more))
-        before = states[index]
-        if before == OK:
-            self.ok -= 1
-        elif before == FAILED:
-            self.failed -= 1
-        if state == OK:
-            self.ok += 1
-        else:
-            state = FAILED
-            self.failed += 1
-        states[index] = state
-        self._offsets[index] = offset
-        self._checks[index] = check
+    @property
+    def ok(self) -> int:
+        return self._rows.ok
+
+    @property
+    def failed(self) -> int:
+        return self._rows.failed
 
     def state(self, index: int) -> int:
         """Tell whether a row is done: 0, OK or FAILED."""
-        return self._states[index] if index < len(self._states) else 0
+        return self._rows.state(index)
+
+    @property
+    def states(self) -> bytearray:
+        """The states of all rows so far, a byte each: for a look at every row."""
+        return self._rows.states
 
     def count(self, total: int) -> tuple[int, int]:
         """Give how many of the first `total` rows are ok and how many failed: an earlier stream may have had more."""
-        return self._states.count(OK, 0, total), self._states.count(FAILED, 0, total)
+        return self._rows.count(total)
 
     def check(self, index: int) -> int:
         """Give the checksum of a done row's source."""
-        return self._checks[index]
+        return self._rows.check(index)
 
     @property
     def backlog(self) -> int:
@@ -234,7 +234,29 @@ class Journal:
         frame = self._layout.frame(offset, index, state, check, payload)
         self._appender.put(frame)
         self._end = offset + len(frame)
-        self._note(offset, index, state, check)
+        if state == END:
+            self.total = None if index == _OPEN_END else index
+        else:
+            self._rows.note(index, state, offset, check)
+        if self._end - self._covered > _CHECKPOINT or self._checkpoint is not None:
+            self._save()
+
+    def _save(self) -> None:
+        """Let the index cover what is in the journal: at first the pages, and when the journal is safe, the header."""
+        waiting = self._checkpoint
+        if waiting is None:
+            self._covered = self._end
+            self._checkpoint = self._rows.checkpoint(self._end, self.total, self.ids_seen)
+        elif self._base + self._appender.synced >= waiting.covered:
+            self._checkpoint = None
+            self._join()
+            self._saving = threading.Thread(target=waiting.write, name="fastllm-index", daemon=True)
+            self._saving.start()
+
+    def _join(self) -> None:
+        if self._saving is not None:
+            self._saving.join()
+            self._saving = None
 
     def sync(self) -> None:
         """Wait until all that was appended is on the disk. JournalError if it is not."""
@@ -243,23 +265,44 @@ class Journal:
     def read(self, index: int) -> Entry:
         """Give back what was recorded of a done row; `sync` comes before. JournalError if it is damaged."""
         try:
-            found = read_frame(self._fd, self._layout, self._offsets[index])
+            found = read_frame(self._fd, self._layout, self._rows.offset(index))
             if found is not None and found[0] == index:
                 return _unpack(found[2])
         except (OSError, msgspec.DecodeError):
             pass
+        self._distrust()
         raise JournalError(f"{self.path} is damaged at row {index}; run the job again: that row is asked anew")
+
+    def _distrust(self) -> None:
+        """The index knows of a row that is not there: the next run reads the journal itself."""
+        self._distrusted = True
+        self._join()
+        self._rows.drop()
+
+    def is_duplicate(self, index: int) -> bool:
+        """Tell whether a row failed because an earlier one has its id; also where that can no longer be told."""
+        try:
+            return (self.read(index).error or {}).get("code") == DUPLICATE
+        except JournalError:
+            return True
 
     def close(self) -> None:
         """Sync, unlock and close. Idempotent; what went wrong is in `failure`."""
         if self._fd >= 0:
             self._appender.close()
+            self._join()
+            if self.failure is None and not self._distrusted and self._end > self._covered:
+                last = self._rows.checkpoint(self._end, self.total, self.ids_seen)
+                if last is not None:
+                    last.write()
+            self._rows.close()
             os.close(self._fd)
             self._fd = -1
 
     def discard(self) -> None:
         """Close it and leave no file behind; under the lock, so that nobody else's is meant."""
         if self._fd >= 0:
+            self._distrust()
             self.path.unlink(missing_ok=True)
         self.close()
 

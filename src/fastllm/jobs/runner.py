@@ -18,10 +18,10 @@ from zlib import crc32
 import msgspec
 
 from ..errors import ConfigError, DeadlineExceededError, JobConflictError, LLMError, StoppedError
-from ..formats.base import Reader, check_model, check_output, reopened
+from ..formats.base import BREATH, Reader, check_model, check_output, reopened
 from ..types import Outcome, Row, _without_secrets
 from .ahead import Ahead
-from .frames import OK
+from .frames import FAILED, OK
 from .journal import Durability, Entry, Identity, Journal, JournalError, journal_path
 from .publish import GivenUpError, check_places, failures_path, publish
 from .workers import Executes, Workers, outcomes
@@ -34,7 +34,6 @@ DEFAULT_CONCURRENCY = 1024  # rows in work; how many of them are in flight, the 
 _MOST_BACKLOG = 64 * 1024 * 1024  # bytes that may wait for a slow disk before the workers do
 _MOST_MISFITS = 10_000  # held back until it is known whose mistake they are
 COMPLAINTS = 10
-_BREATH = 256  # rows skipped before the loop gets a turn
 
 
 class JobResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,6 +114,8 @@ class Job:
         self._under_way: dict[int, Row] = {}
         self._read = 0
         self._all_read = False
+        self._unchanged = False  # the input is, to the byte, what it was in the run before
+        self._bad_under_way = 0
         self.publishing = False  # every row is done, and the output is being written
         self._stop_asked = 0
         self._given_up = False
@@ -215,6 +216,7 @@ class Job:
         identity = identify(self._reader, self._base_url)
         journal = Journal.open(self.journal_path, identity, overwrite=self._overwrite, durability=self._durability)
         try:
+            self._unchanged = bool(identity.fingerprint) and not journal.input_changed
             if journal.input_changed:
                 self._compare(journal)
                 journal.take_over(identity)
@@ -285,15 +287,37 @@ class Job:
 
     def _rows(self, journal: Journal) -> Iterator[Row | None]:
         """Give the rows that have no answer yet. Nothing is pulled once the journal cannot be written."""
-        for row in self._reader:
-            if not self._is_answered(row, journal):
+        for row in self._unanswered(journal) if self._unchanged else self._reader:
+            if row is None:
+                yield None
+            elif not self._is_answered(row, journal):
                 if journal.failure is not None:
                     return
-                self._under_way[row.index] = row
+                self._take(row)
                 yield row
-            elif self.skipped % _BREATH == 0:
+            elif self.skipped % BREATH == 0:
                 yield None
         self._all_read = True
+
+    def _unanswered(self, journal: Journal) -> Iterator[Row | None]:
+        """Go over the same input as before: what has its answer need not even be looked at."""
+        states, seen = journal.states, journal.ids_seen
+
+        def answered(index: int) -> bool:
+            if index >= len(states) or states[index] != OK:
+                return False
+            self._read = index + 1
+            self.skipped += 1
+            return True
+
+        def needs_ids(index: int) -> bool:
+            return index >= seen or (journal.state(index) == FAILED and journal.is_duplicate(index))
+
+        return self._reader.unanswered(answered, needs_ids)
+
+    def _take(self, row: Row) -> None:
+        self._under_way[row.index] = row
+        self._bad_under_way += row.request is None
 
     async def _rows_of(self, ahead: Ahead, journal: Journal) -> AsyncIterator[Row | None]:
         """Do the same with rows that are waited for."""
@@ -301,9 +325,9 @@ class Job:
             if not self._is_answered(row, journal):
                 if journal.failure is not None:
                     return
-                self._under_way[row.index] = row
+                self._take(row)
                 yield row
-            elif self.skipped % _BREATH == 0:
+            elif self.skipped % BREATH == 0:
                 yield None
         self._all_read = True
 
@@ -360,6 +384,9 @@ class Job:
             self._under_way[outcome.index] = row  # not done: neither asked nor recorded
             return
         journal.append(outcome.index, error is None, crc32(row.source), _entry(row, outcome))
+        self._bad_under_way -= row.request is None
+        if not self._bad_under_way and self._read > journal.ids_seen:
+            journal.ids_seen = self._read
 
     def _goes_on(self, error: LLMError) -> bool:
         """Tell whether this error is the row's own; otherwise it is the job's, which then stops."""

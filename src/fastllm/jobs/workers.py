@@ -209,14 +209,21 @@ class Workers:
                 return
 
     async def _work(self) -> None:
-        execute, me = self._execute, asyncio.current_task()
+        execute, me, pull = self._execute, asyncio.current_task(), self._next
         while not self._ended:
             if self._puller is not None or self._pulled - self._taken >= self.window:
                 waiter = self._loop.create_future()
                 self._idle.append(waiter)
                 await waiter
                 continue
-            row = self._pull() if self._next is not None else await self._pull_async()
+            if pull is None:
+                row = await self._pull_async()
+            else:
+                try:
+                    row = pull()
+                except Exception as error:
+                    self._input_ended(error)
+                    return
             if row is None:
                 if not self._ended:
                     await asyncio.sleep(0)
@@ -247,30 +254,21 @@ class Workers:
         """Once the run is to end, an answer that does not fit is the row's last."""
         return await fitting(self._execute, request, stats=self._stats, may_ask=lambda: not self._draining)
 
-    def _pull(self) -> Row | None:
-        assert self._next is not None
-        try:
-            return self._next()
-        except StopIteration:
-            pass
-        except Exception as error:
+    def _input_ended(self, error: Exception) -> None:
+        if not isinstance(error, (StopIteration, StopAsyncIteration)):
             self._failure = error
         self.stop()
-        return None
 
     async def _pull_async(self) -> Row | None:
         assert self._anext is not None
         self._puller = asyncio.current_task()
         try:
             return await self._anext()
-        except StopAsyncIteration:
-            pass
         except Exception as error:
-            self._failure = error
+            self._input_ended(error)
+            return None
         finally:
             self._puller = None
-        self.stop()
-        return None
 
     def _deliver(self, turn: int, outcome: Outcome) -> None:
         if not self._ordered:

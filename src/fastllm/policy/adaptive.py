@@ -21,6 +21,7 @@ START = 20
 GAIN = 1.3  # what a doubling must bring at least
 BACK_OFF = 0.8
 BLIND = 1.0  # seconds for a doubling before the first answer
+SPREAD = 0.7  # of a round, over which its requests are sent: nobody knows yet how many are too many
 BLINDLY = 1000  # in flight, beyond which nothing grows before the first answer
 COOL_DOWN = 15.0  # seconds after an overload without another cut and without growth
 STEP = 1.25
@@ -67,6 +68,7 @@ class Adaptive:
         "_up",
         "baseline",
         "ceiling",
+        "gap",
         "limit",
         "mode",
     )
@@ -75,6 +77,7 @@ class Adaptive:
         self.ceiling = ceiling
         self.mode: Mode = "start"
         self.baseline = 0.0  # seconds: the mean latency as last seen
+        self.gap = 0.0  # seconds between requests while it grows: a crowd sent at once would be refused as a crowd
         self._dial = Dial(float(min(start, ceiling)))
         self._show()
         self._round = _Round(0.0)
@@ -107,6 +110,8 @@ class Adaptive:
 
     def _start(self, now: float) -> None:
         limit, found = self.limit, self._round
+        if self.gap:
+            self.gap = SPREAD * self.baseline / limit
         if found.count < max(8, limit):
             return
         throughput = found.throughput(limit)
@@ -161,6 +166,7 @@ class Adaptive:
     def _move(self, now: float, limit: float, less: float = 0.0) -> None:
         self._dial.set(now, float(max(1, min(self.ceiling, limit))))
         self._show()
+        self.gap = SPREAD * (self.baseline or BLIND) / self.limit if self.mode == "start" else 0.0
         self._round = _Round(now, less)
 
     def when(self, held_since: float, *, rates_known: bool) -> float:

@@ -81,9 +81,20 @@ _loose = msgspec.json.Decoder(_Loose)
 
 def judge(path: str, answer: HTTPResponse) -> tuple[str | None, Usage | None]:
     """Give finish reason and usage of a whole answer under a good status, or raise what it really is."""
-    found = _read(path, answer)
+    body = answer.body
+    try:
+        found = _envelope.decode(body)
+    except msgspec.ValidationError:
+        found = _read_loosely(answer)
+    except _NOT_JSON:
+        raise nonsense(answer, "is not JSON" if body.strip() else "is empty") from None
+    if not body.isascii():
+        _check_utf8(answer)
+    carrier = _CARRIER.get(path)
+    if carrier is not None and body.count(carrier) > 1:
+        _check_duplicates(answer)
     if found.error is not _NULL and bytes(found.error).strip() not in NO_ERROR:
-        raise error_inside(answer.body, answer)
+        raise error_inside(body, answer)
     if path in (CHAT, COMPLETIONS):
         reason = _choices_reason(path, found.choices, answer)
     else:
@@ -107,23 +118,11 @@ def error_inside(body: bytes, answer: HTTPResponse) -> APIStatusError:
     return classify(found.status_code() if found is not None else 500, answer.header, body)
 
 
-def _read(path: str, answer: HTTPResponse) -> Envelope:
-    body = answer.body
+def _check_utf8(answer: HTTPResponse) -> None:
     try:
-        found = _envelope.decode(body)
-    except msgspec.ValidationError:
-        found = _read_loosely(answer)
-    except _NOT_JSON:
-        raise nonsense(answer, "is not JSON" if body.strip() else "is empty") from None
-    if not body.isascii():
-        try:
-            body.decode()  # the decoder looks only into the strings it was asked for
-        except UnicodeDecodeError:
-            raise nonsense(answer, "is not UTF-8") from None
-    carrier = _CARRIER.get(path)
-    if carrier is not None and body.count(carrier) > 1:
-        _check_duplicates(answer)
-    return found
+        answer.body.decode()  # the decoder looks only into the strings it was asked for
+    except UnicodeDecodeError:
+        raise nonsense(answer, "is not UTF-8") from None
 
 
 def _read_loosely(answer: HTTPResponse) -> Envelope:

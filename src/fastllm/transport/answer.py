@@ -39,6 +39,11 @@ class AnswerReader:
         self._max_body = max_body
         self._parser: Any = httptools.HttpResponseParser(self)
         self._headers: list[tuple[bytes, bytes]] = []
+        self._reading = 0
+        self.head: list[tuple[bytes, bytes]] = []
+        self.interim = 0  # 1xx answers so far
+        self._codings: list[bytes] | None = None
+        self._decoder: Decoder | None = None
         self.reset()
 
     def reset(self) -> None:
@@ -46,15 +51,13 @@ class AnswerReader:
         if self._headers:
             self._headers = []  # trailers
         self.begun = self.complete = self.keep = False
-        self.status = 0
-        self.head: list[tuple[bytes, bytes]] = []
         self.chunks: list[bytes] = []
-        self.received = self._seen = 0  # bytes of body off the wire: all, and at the read before
-        self._not_body = 0  # bytes since the last that were body
-        self._reading = 0
-        self.interim = 0  # 1xx answers so far
-        self._codings: list[bytes] | None = None
-        self._decoder: Decoder | None = None
+        # Bytes of body off the wire: all, and at the read before; bytes since the last that were body.
+        self.status = self.received = self._seen = self._not_body = 0
+        if self.interim:
+            self.interim = 0
+        if self._codings is not None:
+            self._codings = self._decoder = None
 
     def close(self) -> None:
         """Let go of the parser, which refers back to us."""
@@ -106,10 +109,12 @@ class AnswerReader:
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
         self._headers.append((name, value))
-        if name in _CODINGS and not self.status:
+        if name in _CODINGS:
             self._note_coding(name, value)
 
     def _note_coding(self, name: bytes, value: bytes) -> None:
+        if self.status:
+            return  # a trailer
         if name == b"content-encoding":
             self._codings = [*(self._codings or ()), value]
         elif value.strip().lower() != b"chunked":

@@ -155,7 +155,10 @@ class Connection(asyncio.Protocol):
 
     def _finish(self) -> None:
         """The answer is whole and nothing follows it so far."""
-        unwatch(self)
+        bucket = self.bucket
+        if bucket is not None:
+            bucket.discard(self)
+            self.bucket = None
         waiter, sink = self._waiter, self._sink
         self._waiter = self._sink = None
         reader = self._reader
@@ -165,7 +168,9 @@ class Connection(asyncio.Protocol):
             sink.ended = True
             sink.wake()
         else:
-            answer = HTTPResponse(status=reader.status, headers=reader.head, body=b"".join(reader.chunks))
+            chunks = reader.chunks
+            body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            answer = HTTPResponse(status=reader.status, headers=reader.head, body=body)
         reusable = reader.keep and not self._unsent and not self.closed
         reader.reset()
         self.busy = False

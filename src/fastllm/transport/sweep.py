@@ -27,9 +27,12 @@ class Waiting(Protocol):
 
 
 class Sweeper:
-    """Invariant: a key of `_buckets` is in the heap `_ticks` once, and a timer stands at or before the smallest."""
+    """Invariant: a key of `_buckets` is in the heap `_ticks` once, and a timer stands at or before the smallest.
 
-    __slots__ = ("_armed", "_buckets", "_loop", "_ticks", "_timer", "_yielded")
+    `_latest` is the coarse bucket of what is due in [_since, _until): most requests' is the one before's.
+    """
+
+    __slots__ = ("_armed", "_buckets", "_latest", "_loop", "_since", "_ticks", "_timer", "_until", "_yielded")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -38,18 +41,26 @@ class Sweeper:
         self._timer: asyncio.TimerHandle | None = None
         self._armed = 0
         self._yielded = False
+        self._latest: set[Waiting] = set()
+        self._since = self._until = 0.0
 
     def watch(self, entry: Waiting, now: float, seconds: float) -> None:
         """Expire the entry in so many seconds, unless it leaves its bucket or moves its `due` before."""
         entry.due = due = now + seconds
+        bucket = self._latest if self._since <= due < self._until and seconds > 10 else self._bucket(due, seconds)
+        bucket.add(entry)
+        entry.bucket = bucket
+
+    def _bucket(self, due: float, seconds: float) -> set[Waiting]:
         tick = int(due / TICK) + 1
         if seconds > 10:
             tick += -tick % COARSE
         bucket = self._buckets.get(tick)
         if bucket is None:
             bucket = self._open(tick)
-        bucket.add(entry)
-        entry.bucket = bucket
+        if seconds > 10:
+            self._latest, self._since, self._until = bucket, (tick - COARSE) * TICK, tick * TICK
+        return bucket
 
     def _open(self, tick: int) -> set[Waiting]:
         bucket: set[Waiting] = set()
@@ -81,6 +92,8 @@ class Sweeper:
                 return
             heapq.heappop(self._ticks)
             bucket = self._buckets.pop(tick)
+            if bucket is self._latest:
+                self._until = 0.0
             while bucket:  # expiring one may take others out
                 entry = bucket.pop()
                 entry.bucket = None
@@ -94,6 +107,7 @@ class Sweeper:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._until = 0.0
         self._buckets.clear()
         self._ticks.clear()
 
