@@ -13,18 +13,20 @@ FILES = sorted(SRC.rglob("*.py"))
 
 # Room or file -> layer. Imports point down; rooms of one layer do not import each other, except as ORDERED says.
 LAYERS = {
-    **dict.fromkeys(["answers", "types", "errors", "options", "clock", "loop"], 0),
+    **dict.fromkeys(["answers", "types", "errors", "options", "clock", "loop", "schema"], 0),
     "policy": 1,
     **dict.fromkeys(["providers", "transport", "cache", "leases", "formats", "local"], 2),
     "engine": 3,
     **dict.fromkeys(["jobs", "progress"], 4),
-    **dict.fromkeys(["settings", "build", "params", "rows", "client", "batch", "sync"], 5),
+    **dict.fromkeys(
+        ["settings", "build", "params", "rows", "batch", "resources", "client", "sync_resources", "sync"], 5
+    ),
     **dict.fromkeys(["gateway", "distributed", "contrib", "testing"], 6),
     "cli": 7,
 }
 ORDERED = {
-    0: ["errors", "options", "answers", "types", "clock", "loop"],
-    5: ["settings", "params", "build", "rows", "batch", "client", "sync"],
+    0: ["errors", "options", "answers", "schema", "types", "clock", "loop"],
+    5: ["settings", "params", "build", "rows", "batch", "resources", "client", "sync_resources", "sync"],
 }
 # Foreign library -> the only places that may import it.
 ONE_PLACE = {
@@ -37,6 +39,8 @@ ONE_PLACE = {
     "xllamacpp": ("local/llamacpp.py",),
     "cryptography": ("testing/tls.py",),
     "openai": (),
+    "jsonschema_rs": ("schema/jsonschema.py",),
+    "pydantic": (),
     "starlette": ("gateway/",),
     "pyarrow": ("formats/parquet.py",),
     "ray": ("distributed/",),

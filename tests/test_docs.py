@@ -35,7 +35,7 @@ def test_code_blocks_run(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: 
         monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
         namespace: dict[str, object] = {"__name__": "docs"}
         for number, block in enumerate(blocks(page), 1):
-            exec(compile(block, f"{page.name}, block {number}", "exec"), namespace)  # noqa: S102
+            exec(compile(block, f"{page.name}, block {number}", "exec", dont_inherit=True), namespace)  # noqa: S102
         for client in [value for value in namespace.values() if type(value).__name__ == "FastLLM"]:
             client.close()  # type: ignore[attr-defined]
 

@@ -6,10 +6,10 @@ import inspect
 
 import pytest
 
-from fastllm import batch, client, sync
+from fastllm import batch, client, resources, sync, sync_resources
 
 PAIRS = [(client.AsyncFastLLM, sync.FastLLM)] + [
-    (getattr(client, name), getattr(sync, name))
+    (getattr(resources, name), getattr(sync_resources, name))
     for name in ("Chat", "ChatCompletions", "Completions", "Embeddings", "Responses")
 ]
 RENAMED = {"aclose": "close"}
@@ -33,7 +33,7 @@ def test_the_sync_client_has_the_same_methods_with_the_same_parameters(theirs: t
 
 def test_a_batch_collects_through_the_same_tree() -> None:
     for name in ("ChatCompletions", "Completions", "Embeddings", "Responses"):
-        theirs = inspect.signature(getattr(client, name).create).parameters
+        theirs = inspect.signature(getattr(resources, name).create).parameters
         ours = inspect.signature(getattr(batch, "_" + name).create).parameters
         assert list(ours) == [parameter for parameter in theirs if parameter != "stream"]
 

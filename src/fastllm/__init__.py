@@ -60,6 +60,7 @@ if TYPE_CHECKING:
         DeadlineExceededError as DeadlineExceededError,
         FastLLMError as FastLLMError,
         InternalServerError as InternalServerError,
+        InvalidAnswerError as InvalidAnswerError,
         InvalidRequestError as InvalidRequestError,
         JobConflictError as JobConflictError,
         LimitExceededError as LimitExceededError,
@@ -98,8 +99,17 @@ if TYPE_CHECKING:
     from .providers.openai import (
         OpenAIProvider as OpenAIProvider,
     )
+    from .schema.base import (
+        Schema as Schema,
+    )
+    from .schema.tool import (
+        Tool as Tool,
+        tool as tool,
+    )
     from .sync import (
         FastLLM as FastLLM,
+    )
+    from .sync_resources import (
         SyncStream as SyncStream,
     )
     from .transport.base import (
@@ -112,6 +122,7 @@ if TYPE_CHECKING:
         HTTPRequest as HTTPRequest,
         HTTPResponse as HTTPResponse,
         Outcome as Outcome,
+        ParsedResponse as ParsedResponse,
         Request as Request,
         Response as Response,
         Target as Target,
@@ -141,6 +152,7 @@ _HOMES = {
         "DeadlineExceededError",
         "FastLLMError",
         "InternalServerError",
+        "InvalidAnswerError",
         "InvalidRequestError",
         "JobConflictError",
         "LLMError",
@@ -165,9 +177,22 @@ _HOMES = {
     "options": ("UNSET", "CachePolicy", "Limits", "Retry", "Timeout"),
     "providers.base": ("Decoder", "Provider"),
     "providers.openai": ("OpenAIProvider",),
-    "sync": ("FastLLM", "SyncStream"),
+    "schema.base": ("Schema",),
+    "schema.tool": ("Tool", "tool"),
+    "sync": ("FastLLM",),
+    "sync_resources": ("SyncStream",),
     "transport.base": ("HTTPStream", "Transport"),
-    "types": ("Chunk", "HTTPRequest", "HTTPResponse", "Headers", "Outcome", "Request", "Response", "Target"),
+    "types": (
+        "Chunk",
+        "HTTPRequest",
+        "HTTPResponse",
+        "Headers",
+        "Outcome",
+        "ParsedResponse",
+        "Request",
+        "Response",
+        "Target",
+    ),
 }
 _TABLE = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = ["__version__", *sorted(_TABLE)]

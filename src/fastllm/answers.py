@@ -80,7 +80,8 @@ class ToolCall(msgspec.Struct):
 
 
 class Message(msgspec.Struct):
-    """An assistant's message, whole or (in a stream) what one chunk adds to it."""
+    """An assistant's message, whole or (in a stream) what one chunk adds to it. `parsed` is its content as a schema
+    reads it, where one was asked for."""
 
     role: str | None = None
     content: Any = None
@@ -91,6 +92,7 @@ class Message(msgspec.Struct):
     function_call: FunctionCall | None = None
     annotations: Any = None
     audio: Any = None
+    parsed: Any = None
 
 
 class Choice(msgspec.Struct):

@@ -359,7 +359,8 @@ class _Resolver:
         base_url = _address("base_url", base_url)
         provider = self._dialect(dialect)
         headers = provider.headers(key, {**vendor.headers, **self._options.default_headers})
-        target = Target(base_url=base_url.rstrip("/"), model=model, headers=headers)
+        who = next((v for v in VENDORS.values() if v.base_url == base_url.rstrip("/")), vendor)
+        target = Target(base_url=base_url.rstrip("/"), model=model, headers=headers, schemas=who.schemas)
         limiter = Limiter(limits or self._options.limits or Limits(), self._clock, ceiling=connection_limit())
         billed, price = self._price(vendor, target)
         purse = None

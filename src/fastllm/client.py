@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callab
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Never, Self, TypedDict, Unpack, cast, overload
+from typing import Any, Never, Self, TypedDict, Unpack, cast
 
 import msgspec
 
@@ -19,18 +19,19 @@ from .build import CacheOption, EngineOptions
 from .engine.engine import Engine
 from .engine.events import Observer
 from .engine.stats import Snapshot, Stats
-from .engine.stream import Stream
 from .errors import ConfigError
 from .formats.base import open_reader
 from .jobs.journal import Durability
 from .jobs.runner import DEFAULT_CONCURRENCY, Job, JobResult, outcomes
 from .options import UNSET, Limits, Retry, Timeout, UnsetType
-from .params import ChatParams, CompletionParams, EmbeddingParams, Messages, ResponsesParams, messages_of, to_request
+from .params import ChatParams
 from .policy.purse import UnknownPrice
 from .progress import Kind, make_progress, with_unseen
+from .resources import Chat, Completions, Embeddings, Responses
 from .rows import Item, Template, mapped, rows_of
+from .schema.base import Schema
 from .transport.base import Transport
-from .types import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, Outcome, Response
+from .types import Outcome
 
 
 class ClientParams(TypedDict, total=False):
@@ -52,11 +53,14 @@ class ClientParams(TypedDict, total=False):
 
 
 class RunParams(TypedDict, total=False):
-    """Options of `run`: templates, parameters for rows that lack them, and how the job is kept."""
+    """Options of `run`: templates, parameters for rows that lack them, what answers must fit, and how the job is kept.
+    `schema` is a type, a JSON schema, a file of one or a Schema."""
 
     prompt: str | None
     system: str | None
     params: Mapping[str, Any]
+    schema: type[Any] | Mapping[str, Any] | str | os.PathLike[str] | Schema[Any] | None
+    schema_retries: int
     overwrite: bool
     durability: Durability
     progress: Kind
@@ -271,12 +275,14 @@ class AsyncFastLLM:
         began: Callable[[Job], object] = lambda job: None,
     ) -> JobResult:
         """Run the job; `began` gets it as soon as there is one, to stop it."""
+        shape: Any = options.get("schema")
         with open_reader(
             source,
             model=model,
             prompt=options.get("prompt"),
             system=options.get("system"),
             params=options.get("params"),
+            schema=None if shape is None else Schema.of(shape, retries=options.get("schema_retries")),
         ) as reader:
             job = Job(
                 self.engine,
@@ -379,105 +385,6 @@ class AsyncFastLLM:
     def __repr__(self) -> str:
         engine = self._engine
         return f"<AsyncFastLLM {engine!r}>" if engine is not None else "<AsyncFastLLM not in use>"
-
-
-class _Resource:
-    def __init__(self, client: AsyncFastLLM) -> None:
-        self._client = client
-
-    async def _create(self, path: str, model: str, fields: dict[str, Any], params: Any, stream: bool) -> Any:
-        request = to_request(path, model, fields, params, stream=stream)
-        engine = self._client.engine
-        return await (engine.stream(request) if stream else engine.execute(request))
-
-
-class ChatCompletions(_Resource):
-    """`client.chat.completions`."""
-
-    @overload
-    async def create(
-        self, *, model: str, messages: Messages, stream: Literal[False] = False, **params: Unpack[ChatParams]
-    ) -> Response: ...
-
-    @overload
-    async def create(
-        self, *, model: str, messages: Messages, stream: Literal[True], **params: Unpack[ChatParams]
-    ) -> Stream: ...
-
-    async def create(
-        self, *, model: str, messages: Messages, stream: bool = False, **params: Unpack[ChatParams]
-    ) -> Response | Stream:
-        """Get a chat completion, or with `stream=True` a Stream of its chunks. Raises an LLMError."""
-        answer: Response | Stream = await self._create(CHAT, model, {"messages": messages_of(messages)}, params, stream)
-        return answer
-
-
-class Chat:
-    """`client.chat`."""
-
-    def __init__(self, client: AsyncFastLLM) -> None:
-        self.completions = ChatCompletions(client)
-
-
-class Completions(_Resource):
-    """`client.completions`."""
-
-    @overload
-    async def create(
-        self,
-        *,
-        model: str,
-        prompt: str | Sequence[Any],
-        stream: Literal[False] = False,
-        **params: Unpack[CompletionParams],
-    ) -> Response: ...
-
-    @overload
-    async def create(
-        self, *, model: str, prompt: str | Sequence[Any], stream: Literal[True], **params: Unpack[CompletionParams]
-    ) -> Stream: ...
-
-    async def create(
-        self, *, model: str, prompt: str | Sequence[Any], stream: bool = False, **params: Unpack[CompletionParams]
-    ) -> Response | Stream:
-        """Get a plain completion, or with `stream=True` a Stream. Raises an LLMError."""
-        answer: Response | Stream = await self._create(COMPLETIONS, model, {"prompt": prompt}, params, stream)
-        return answer
-
-
-class Embeddings(_Resource):
-    """`client.embeddings`."""
-
-    async def create(self, *, model: str, input: str | Sequence[Any], **params: Unpack[EmbeddingParams]) -> Response:
-        """Get the vectors of one or more inputs: `r.data[i].embedding`. Raises an LLMError."""
-        answer: Response = await self._create(EMBEDDINGS, model, {"input": input}, params, False)
-        return answer
-
-
-class Responses(_Resource):
-    """`client.responses`."""
-
-    @overload
-    async def create(
-        self,
-        *,
-        model: str,
-        input: str | Sequence[Any],
-        stream: Literal[False] = False,
-        **params: Unpack[ResponsesParams],
-    ) -> Response: ...
-
-    @overload
-    async def create(
-        self, *, model: str, input: str | Sequence[Any], stream: Literal[True], **params: Unpack[ResponsesParams]
-    ) -> Stream: ...
-
-    async def create(
-        self, *, model: str, input: str | Sequence[Any], stream: bool = False, **params: Unpack[ResponsesParams]
-    ) -> Response | Stream:
-        """Call the Responses API, whole or with `stream=True` as a Stream of its events. Raises an LLMError."""
-        answer: Response | Stream = await self._create(RESPONSES, model, {"input": input}, params, stream)
-        return answer
 
 
 _CHANGEABLE = ("api_key", "base_url", "default_headers", "limits", "max_retries", "retry", "timeout")

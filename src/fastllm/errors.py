@@ -10,6 +10,7 @@ FastLLMError
     ├── InvalidRequestError         a request or row that cannot be sent (malformed, duplicate id, …)
     ├── LimitExceededError          larger than a limit, so it could never be sent
     ├── DeadlineExceededError       the total time ran out over all attempts
+    ├── InvalidAnswerError          answered, but the answer does not fit its schema; `response` has it
     ├── StoppedError                not sent, because the job or the key was stopped; run again to go on
     │   └── BudgetExceededError     not sent, because it might cost more than is left of the budget
     ├── APIConnectionError          no answer, or not a whole one
@@ -75,10 +76,12 @@ class LLMError(FastLLMError):
 
     Attributes: `message`; `status_code`, `request_id`, `code`, `type`, `param` as the provider gave them (else
     None); `retry_after` in seconds; `attempts` made so far; `endpoint` that was asked last; `sent`, False only
-    where the provider cannot have seen the request; `partial`, the Response as far as a stream had come.
+    where the provider cannot have seen the request; `partial`, the Response as far as a stream had come; `response`,
+    the whole one where there is one, which is of no use but was paid for.
     """
 
     partial: Any = None
+    response: Any = None
     retryable: bool = False
     fatal_for_key: ClassVar[bool] = False
     fault: ClassVar[Fault] = "theirs"
@@ -148,6 +151,17 @@ class LimitExceededError(LLMError):
 
 class DeadlineExceededError(LLMError, TimeoutError):
     """The total time for one request, over all attempts and waits, ran out."""
+
+
+class InvalidAnswerError(LLMError, ValueError):
+    """The answer does not fit its schema, however often it was asked for.
+
+    `response` is the last answer, `rejected` those before it. `retryable` is False where another question is of no use:
+    the answer was cut off at its longest, or refused.
+    """
+
+    retryable = True
+    rejected: tuple[Any, ...] = ()
 
 
 class StoppedError(LLMError):

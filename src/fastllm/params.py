@@ -12,10 +12,13 @@ from typing import Any, Literal, TypedDict
 import msgspec
 
 from .answers import Message
-from .errors import InvalidRequestError
+from .errors import ConfigError, InvalidRequestError
 from .options import Timeout
+from .schema.base import Schema, is_schema
+from .schema.tool import Tool, plain_tools
 from .types import Headers, Request
 
+ResponseFormat = Mapping[str, Any] | type[Any] | Schema[Any]
 Messages = Iterable[Mapping[str, Any] | Message]
 
 
@@ -44,8 +47,8 @@ class SamplingParams(CallOptions, total=False):
     user: str
 
 
-class ChatParams(SamplingParams, total=False):
-    """Parameters of `chat.completions.create`."""
+class PlainChatParams(SamplingParams, total=False):
+    """Parameters of `chat.completions.parse`, and of `create` but for the `response_format`."""
 
     audio: Mapping[str, Any] | None
     logprobs: bool | None
@@ -56,14 +59,21 @@ class ChatParams(SamplingParams, total=False):
     prediction: Mapping[str, Any] | None
     prompt_cache_key: str
     reasoning_effort: str | None
-    response_format: Mapping[str, Any]
     safety_identifier: str
+    schema_retries: int
     service_tier: str | None
     store: bool | None
     tool_choice: str | Mapping[str, Any]
-    tools: Iterable[Mapping[str, Any]]
+    tools: Iterable[Mapping[str, Any] | Tool[Any, Any]]
     top_logprobs: int | None
     verbosity: str | None
+
+
+class ChatParams(PlainChatParams, total=False):
+    """Parameters of `chat.completions.create`. A `response_format` in OpenAI's own form is passed on as it is; a type,
+    a JSON schema or a Schema is what the answer must fit, and `schema_retries` how often it is asked for again."""
+
+    response_format: ResponseFormat
 
 
 class CompletionParams(SamplingParams, total=False):
@@ -83,8 +93,8 @@ class EmbeddingParams(CallOptions, total=False):
     user: str
 
 
-class ResponsesParams(CallOptions, total=False):
-    """Parameters of `responses.create`."""
+class PlainResponsesParams(CallOptions, total=False):
+    """Parameters of `responses.parse`, and of `create` but for the `text_format`."""
 
     background: bool | None
     include: Sequence[str] | None
@@ -95,6 +105,7 @@ class ResponsesParams(CallOptions, total=False):
     parallel_tool_calls: bool | None
     previous_response_id: str | None
     reasoning: Mapping[str, Any] | None
+    schema_retries: int
     service_tier: str | None
     store: bool | None
     temperature: float | None
@@ -107,7 +118,13 @@ class ResponsesParams(CallOptions, total=False):
     user: str
 
 
-_OPTIONS = frozenset(CallOptions.__annotations__)
+class ResponsesParams(PlainResponsesParams, total=False):
+    """Parameters of `responses.create`. `text_format` is what the answer must fit: a type, a JSON schema, a Schema."""
+
+    text_format: ResponseFormat
+
+
+_OPTIONS = frozenset(CallOptions.__annotations__) | {"schema_retries", "text_format"}
 
 
 def to_request(path: str, model: str, fields: dict[str, Any], params: Mapping[str, Any], *, stream: bool) -> Request:
@@ -147,9 +164,10 @@ def messages_of(messages: Any) -> list[Any]:
 
 
 def _plain(value: Any) -> Any:
-    """The value with our own structs as dicts, without the fields that are None."""
+    """The value with our own structs as dicts, without the fields that are None, nor what was made of the content."""
     if isinstance(value, msgspec.Struct):
-        fields = ((name, getattr(value, name)) for name in value.__struct_fields__)
+        names = (name for name in value.__struct_fields__ if not (name == "parsed" and isinstance(value, Message)))
+        fields = ((name, getattr(value, name)) for name in names)
         return {name: _plain(item) for name, item in fields if item is not None}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
@@ -164,6 +182,7 @@ def call_options(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, A
                 body[name] = value
         elif value is not None:
             options[name] = value
+    _shape(body, options)
     body.update(options.pop("extra_body", {}))
     if "extra_headers" in options:
         options["headers"] = Headers(options.pop("extra_headers"))
@@ -174,3 +193,25 @@ def call_options(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, A
     if isinstance(sample, bool) or not isinstance(sample, int) or sample < 0:
         raise InvalidRequestError(f"sample must be a whole number of at least 0, not {sample!r}", sent=False)
     return body, options
+
+
+def _shape(body: dict[str, Any], options: dict[str, Any]) -> None:
+    """Turn what an answer must fit into a Schema of the Request and its wire form in the body; Tools likewise."""
+    if "tools" in body:
+        body["tools"] = plain_tools(body["tools"])
+    retries, text_format = options.pop("schema_retries", None), options.pop("text_format", None)
+    wanted: Any = body.get("response_format")
+    if text_format is not None:
+        schema = Schema.of(text_format, retries=retries)
+        body["text"] = {**body.get("text", {}), **schema.text_format}
+    elif is_schema(wanted):
+        schema = Schema.of(wanted, retries=retries)
+        body["response_format"] = schema.response_format
+    elif retries is not None:
+        raise ConfigError(
+            "schema_retries is for a schema: give response_format a type, a JSON schema or a Schema; OpenAI's own form "
+            "of it is passed on as it is, and answers are not looked into"
+        )
+    else:
+        return
+    options["schema"] = schema

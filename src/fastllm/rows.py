@@ -39,7 +39,8 @@ def mapped(
             "and give rows that are mappings"
         )
     body, options = call_options(params)
-    recipe = Recipe(model=model, prompt=template if isinstance(template, str) else None, system=system, params=body)
+    text = template if isinstance(template, str) else None
+    recipe = Recipe(model=model, prompt=text, system=system, params=body, schema=options.pop("schema", None))
     intake = Intake(recipe)
 
     def make(value: Any) -> Row:

@@ -20,13 +20,14 @@ import msgspec
 
 from .errors import ConfigError
 from .options import CachePolicy, Limits, Retry, Timeout
+from .schema.base import Schema
 from .types import _without_secrets
 
 FILE = "fastllm.toml"
 PREFIX = "FASTLLM_"
 _SETTING_OF = {"cache.directory": "cache_dir"}  # where an option's field is not called as the setting
 _FLAGS = ("CONFIG", "DRY_RUN", "OUTPUT", "OVERWRITE")  # variables that are no settings
-_PATHS = frozenset({"cache_dir", "prices", "summary_json"})
+_PATHS = frozenset({"cache_dir", "prices", "schema", "summary_json"})
 
 
 class Setting(msgspec.Struct, frozen=True):
@@ -83,6 +84,10 @@ SETTINGS: dict[str, Setting] = {
         Setting("system", str, "System message for every row; may hold {column}, too."),
         Setting("temperature", float, "Sampling temperature, for rows that do not set it.", least=0),
         Setting("max_tokens", int, "Longest answer in tokens, for rows that do not set it.", least=1),
+        Setting("schema", str, "JSON schema file that every answer must fit."),
+        Setting(
+            "schema_retries", int, "How often an answer that does not fit the schema is asked for again.", 2, least=0
+        ),
         Setting("durability", str, "How soon a finished row is on disk.", "normal", ("normal", "full")),
         Setting("progress", str, "What to show meanwhile.", "auto", ("auto", "rich", "plain", "none")),
         Setting("summary_json", str, "File for the summary as JSON."),
@@ -129,6 +134,13 @@ class Settings:
     def cache(self) -> CachePolicy:
         with self._by_origin():
             return CachePolicy(mode=self["cache"], directory=self["cache_dir"], ttl=self["ttl"])
+
+    def schema(self) -> Schema[Any] | None:
+        if self["schema"] is None:
+            if self.origin("schema_retries") == SETTINGS["schema_retries"].flag:
+                raise ConfigError("--schema-retries says how often to ask for an answer that fits: give --schema, too")
+            return None
+        return Schema.of(Path(self["schema"]), retries=self["schema_retries"])
 
     @contextmanager
     def _by_origin(self) -> Iterator[None]:

@@ -17,24 +17,34 @@ import queue
 import sys
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence, Sized
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Sized,
+)
 from concurrent.futures import Future, wait
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Literal, Self, TypeVar, Unpack, overload
+from typing import Any, Generic, Self, TypeVar, Unpack
 
 from .client import AsyncFastLLM, ClientParams, RunParams
 from .engine.stats import Snapshot
-from .engine.stream import Stream
 from .errors import FastLLMError
 from .jobs.runner import Job, JobResult
 from .jobs.workers import ORDERED_WINDOW
 from .loop import new_event_loop
-from .params import ChatParams, CompletionParams, EmbeddingParams, Messages, ResponsesParams
+from .params import ChatParams
 from .progress import Kind
 from .rows import Item, Template, mapped, rows_of
-from .types import Chunk, Outcome, Response
+from .sync_resources import Chat, Completions, Embeddings, Responses, SyncStream
+from .types import Outcome
+
+__all__ = ["FastLLM", "Portal", "SyncStream"]
 
 logger = logging.getLogger("fastllm")
 
@@ -187,10 +197,10 @@ class FastLLM:
         self._resources()
 
     def _resources(self) -> None:
-        self.chat = Chat(self)
-        self.completions = Completions(self)
-        self.embeddings = Embeddings(self)
-        self.responses = Responses(self)
+        self.chat = Chat(self._client, self._at)
+        self.completions = Completions(self._client, self._at)
+        self.embeddings = Embeddings(self._client, self._at)
+        self.responses = Responses(self._client, self._at)
 
     def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return self._at().call(coroutine)
@@ -397,158 +407,3 @@ async def _pump(outcomes: AsyncGenerator[Outcome, None], ready: _Ready) -> None:
     finally:
         hand_over()
         ready.put(end)
-
-
-class SyncStream:
-    """A streamed answer for plain `for` loops; see Stream."""
-
-    def __init__(self, stream: Stream, portal: Portal) -> None:
-        self._stream = stream
-        self._portal = portal
-        self._chunks: deque[Chunk] = deque()
-
-    def __iter__(self) -> Iterator[Chunk]:
-        # A generator of its own for each loop: when the loop is left, it is collected, and with it the stream closed.
-        try:
-            while True:
-                try:
-                    chunk = next(self)
-                except StopIteration:
-                    return
-                yield chunk
-        finally:
-            if self._stream._open:
-                self._chunks.clear()
-                self._stream.leave()
-
-    def __next__(self) -> Chunk:
-        if not self._chunks:
-            self._chunks.extend(self._portal.call(self._stream.take()))
-            if not self._chunks:
-                raise StopIteration
-        return self._chunks.popleft()
-
-    @property
-    def text_stream(self) -> Iterator[str]:
-        """The pieces of text of the first choice, empty ones left out."""
-        return (chunk.delta for chunk in self if chunk.delta)
-
-    @property
-    def response(self) -> Response:
-        """The answer assembled so far; whole, with usage, once the stream has ended."""
-        return self._stream.response
-
-    def final(self) -> Response:
-        """Read to the end and give the whole answer."""
-        return self._portal.call(self._stream.final())
-
-    def close(self) -> None:
-        """Stop here: close the connection and give the permit back. Idempotent."""
-        self._portal.call(self._stream.aclose())
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return repr(self._stream).replace("Stream", "SyncStream", 1)
-
-
-class _Resource:
-    def __init__(self, client: FastLLM) -> None:
-        self._client = client
-
-    def _wrap(self, answer: Response | Stream) -> Response | SyncStream:
-        return SyncStream(answer, self._client._at()) if isinstance(answer, Stream) else answer
-
-
-class ChatCompletions(_Resource):
-    """`client.chat.completions`."""
-
-    @overload
-    def create(
-        self, *, model: str, messages: Messages, stream: Literal[False] = False, **params: Unpack[ChatParams]
-    ) -> Response: ...
-
-    @overload
-    def create(
-        self, *, model: str, messages: Messages, stream: Literal[True], **params: Unpack[ChatParams]
-    ) -> SyncStream: ...
-
-    def create(
-        self, *, model: str, messages: Messages, stream: bool = False, **params: Unpack[ChatParams]
-    ) -> Response | SyncStream:
-        """Get a chat completion, or with `stream=True` a SyncStream of its chunks. Raises an LLMError."""
-        create: Any = self._client._client.chat.completions.create
-        return self._wrap(self._client._call(create(model=model, messages=messages, stream=stream, **params)))
-
-
-class Chat:
-    """`client.chat`."""
-
-    def __init__(self, client: FastLLM) -> None:
-        self.completions = ChatCompletions(client)
-
-
-class Completions(_Resource):
-    """`client.completions`."""
-
-    @overload
-    def create(
-        self,
-        *,
-        model: str,
-        prompt: str | Sequence[Any],
-        stream: Literal[False] = False,
-        **params: Unpack[CompletionParams],
-    ) -> Response: ...
-
-    @overload
-    def create(
-        self, *, model: str, prompt: str | Sequence[Any], stream: Literal[True], **params: Unpack[CompletionParams]
-    ) -> SyncStream: ...
-
-    def create(
-        self, *, model: str, prompt: str | Sequence[Any], stream: bool = False, **params: Unpack[CompletionParams]
-    ) -> Response | SyncStream:
-        """Get a plain completion, or with `stream=True` a SyncStream. Raises an LLMError."""
-        create: Any = self._client._client.completions.create
-        return self._wrap(self._client._call(create(model=model, prompt=prompt, stream=stream, **params)))
-
-
-class Embeddings(_Resource):
-    """`client.embeddings`."""
-
-    def create(self, *, model: str, input: str | Sequence[Any], **params: Unpack[EmbeddingParams]) -> Response:
-        """Get the vectors of one or more inputs: `r.data[i].embedding`. Raises an LLMError."""
-        return self._client._call(self._client._client.embeddings.create(model=model, input=input, **params))
-
-
-class Responses(_Resource):
-    """`client.responses`."""
-
-    @overload
-    def create(
-        self,
-        *,
-        model: str,
-        input: str | Sequence[Any],
-        stream: Literal[False] = False,
-        **params: Unpack[ResponsesParams],
-    ) -> Response: ...
-
-    @overload
-    def create(
-        self, *, model: str, input: str | Sequence[Any], stream: Literal[True], **params: Unpack[ResponsesParams]
-    ) -> SyncStream: ...
-
-    def create(
-        self, *, model: str, input: str | Sequence[Any], stream: bool = False, **params: Unpack[ResponsesParams]
-    ) -> Response | SyncStream:
-        """Call the Responses API, whole or with `stream=True` as a SyncStream. Raises an LLMError."""
-        create: Any = self._client._client.responses.create
-        return self._wrap(self._client._call(create(model=model, input=input, stream=stream, **params)))

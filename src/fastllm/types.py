@@ -10,7 +10,7 @@ import contextlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
-from typing import Any
+from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -18,13 +18,17 @@ from msgspec import UNSET, UnsetType
 from .answers import Choice, Embedding, Payload, Usage, decode_payload
 from .errors import ConfigError, InvalidRequestError, LLMError, MissingExtra
 from .options import Timeout
+from .schema.base import Schema
 
+T = TypeVar("T")
 CHAT = "/chat/completions"
 COMPLETIONS = "/completions"
 EMBEDDINGS = "/embeddings"
 RESPONSES = "/responses"
 MODERATIONS = "/moderations"
 PATHS = frozenset({CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, MODERATIONS})
+
+Schemas = Literal["json_schema", "json_object", "none"]
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2: a token
 _SDK_CLASSES = {
@@ -113,11 +117,13 @@ class HTTPResponse(msgspec.Struct, kw_only=True):
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a dialect sends requests: what a Provider needs to know of an Endpoint. `headers` hold the key."""
+    """Where a dialect sends requests: what a Provider needs to know of an Endpoint. `headers` hold the key, `schemas`
+    is what the server takes to have an answer fit a schema: one, the wish for JSON alone, or nothing."""
 
     base_url: str
     model: str = ""
     headers: Headers = NO_HEADERS
+    schemas: Schemas = "json_schema"
 
     def __repr__(self) -> str:
         return f"<Target {self.model or '?'} at {_without_secrets(self.base_url)}>"
@@ -148,6 +154,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     written into the body on the way out. `max_tokens` bounds the answer (0: not said), summed over `n`.
     `sample` numbers independent answers to the same prompt for the cache. `priority` 0 is interactive, 1 batch.
     `timeout` stands in for the engine's where it is given: a Timeout, a number of seconds in total, or None for none.
+    `schema` is what the answer must fit; the body says so in its own words, and whoever executes it sees to it.
     """
 
     path: str = CHAT
@@ -161,6 +168,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
     headers: Headers = NO_HEADERS
     timeout: Timeout | float | UnsetType | None = UNSET
+    schema: Schema[Any] | None = None
 
     @classmethod
     def from_body(cls, body: bytes, *, path: str = CHAT, model: str = "", **more: Any) -> Request:
@@ -203,7 +211,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
                 fields[name] = msgspec.Raw(_written(value))
         extra = {"custom_id": self.custom_id, "sample": self.sample, "priority": self.priority}
         body = msgspec.json.encode(fields)
-        more: dict[str, Any] = {**extra, "headers": self.headers, "timeout": self.timeout}
+        more: dict[str, Any] = {**extra, "headers": self.headers, "timeout": self.timeout, "schema": self.schema}
         model = "" if "model" in changes else self.model
         return Request.from_body(body, path=self.path, model=model, **more)
 
@@ -330,6 +338,16 @@ class Response(msgspec.Struct, kw_only=True, eq=False):
         return f"<Response {self.path} {len(self.body)} B {self.finish_reason or ''} {how}>"
 
 
+class ParsedResponse(Response, Generic[T], kw_only=True, eq=False):
+    """An answer that fits the schema it was asked with: `parsed` is its value, as is `choices[0].message.parsed`.
+
+    `rejected` are the answers before it that did not fit, oldest first; `attempts` counts theirs, too.
+    """
+
+    parsed: T
+    rejected: tuple[Response, ...] = ()
+
+
 class Chunk(msgspec.Struct, kw_only=True, eq=False):
     """One piece of a streamed answer; `data` is the JSON of one event."""
 
@@ -426,6 +444,12 @@ class Outcome(msgspec.Struct, kw_only=True, eq=False):
     def text(self) -> str:
         """The answer's text; raises the row's error where there is no answer."""
         return self.unwrap().text
+
+    @property
+    def parsed(self) -> Any:
+        """The answer's value, where a schema was asked for, else None; raises the row's error where there is none."""
+        response = self.unwrap()
+        return response.parsed if isinstance(response, ParsedResponse) else None
 
     def unwrap(self) -> Response:
         """Give the response or raise the error."""

@@ -85,6 +85,19 @@ def test_a_failure_keeps_the_id_that_its_row_was_given(own: bytes) -> None:
     assert row.custom_id == "row-41"
 
 
+def test_a_failure_shows_the_answer_that_did_not_fit_and_is_still_the_same_row() -> None:
+    """What was paid for can be read; read again as input it is not sent, and a later failure has its own."""
+    source = b'{"custom_id":"a","messages":[{"role":"user","content":"x"}]}'
+    line = failure_line("a", 1, source, {"message": "m"}, b'{\n"choices": [1]}')
+    assert line.count(b"\n") == 1
+    assert msgspec.json.decode(line)["_answer"] == {"choices": [1]}
+    with JSONLReader(io.BytesIO(line), Recipe(model="m")) as reader:
+        (row,) = reader
+    assert row.request is not None
+    assert msgspec.json.decode(row.request.body) == {"messages": [{"role": "user", "content": "x"}]}
+    assert "_answer" not in msgspec.json.decode(failure_line("a", 1, row.source, {"message": "n"}))
+
+
 CALL = {
     "role": "assistant",
     "content": "so:",

@@ -23,6 +23,7 @@ from fastllm.formats.base import open_reader
 from fastllm.formats.ids import SeenIds
 from fastllm.formats.jsonl import JSONLReader
 from fastllm.formats.rows import Recipe, unsent_words
+from fastllm.schema.base import Schema
 from fastllm.types import Row
 
 SETTINGS = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
@@ -163,6 +164,35 @@ def test_default_parameters() -> None:
     assert one({"input": ["x"]}, params={**params, "user": "u"})[1] == {"input": ["x"], "user": "u"}
     with pytest.raises(ConfigError, match="params"):
         read(b"", params={"x": object()})
+
+
+CITY = Schema.of({"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]})
+
+
+def test_a_schema_is_what_rows_of_chat_and_responses_must_fit() -> None:
+    """In the words of the operation, beside what else the row says; the request knows the schema itself."""
+    for fields in ({"messages": CHAT}, {"prompt": "x"}, {"body": {"messages": CHAT, "response_format": None}}):
+        path, body, row = one(fields, schema=CITY, params={"temperature": 0})
+        assert path == "/chat/completions" and body["response_format"] == CITY.response_format
+        assert row.request is not None and row.request.schema is CITY and body["temperature"] == 0
+        assert (row.request.priority, row.request.custom_id) == (1, "row-0")
+    _, body, row = one({"input": "x", "text": {"verbosity": "low"}}, schema=CITY)
+    assert body["text"] == {"verbosity": "low", **CITY.text_format}
+    assert row.request is not None and row.request.schema is CITY
+
+
+def test_a_row_that_says_its_own_format_keeps_it() -> None:
+    for fields in (
+        {"messages": CHAT, "response_format": {"type": "json_object"}},
+        {"input": "x", "text": {"format": {"type": "text"}}},
+    ):
+        _, body, row = one(fields, schema=CITY)
+        assert body == fields and row.request is not None and row.request.schema is None
+
+
+def test_a_row_that_can_have_no_schema_is_a_bad_one() -> None:
+    assert "/embeddings takes no schema" in wrong({"input": ["x"]}, schema=CITY)
+    assert "/completions takes no schema" in wrong({"url": "/v1/completions", "body": {"prompt": "x"}}, schema=CITY)
 
 
 def test_streaming_is_dropped() -> None:

@@ -10,12 +10,20 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import urlsplit
 
+import msgspec
 import pytest
 
+from fastllm import FastLLM
 from fastllm.errors import ConfigError, MissingExtra
 from fastllm.local import llamacpp
+
+
+class City(msgspec.Struct):
+    country: Annotated[str, msgspec.Meta(max_length=30)]
+    is_capital: bool
 
 
 def ask(model: llamacpp.LocalModel, question: str) -> dict[str, object]:
@@ -39,6 +47,24 @@ def test_a_real_model_knows_the_capital_of_france(model: llamacpp.LocalModel) ->
     answer = ask(model, "What is the capital of France?")
     assert "Paris" in answer["choices"][0]["message"]["content"]  # type: ignore[index]
     assert answer["usage"]["completion_tokens"] > 0  # type: ignore[index]
+
+
+def test_five_rows_get_five_answers_that_fit_a_schema(
+    model: llamacpp.LocalModel,
+) -> None:
+    """The server holds the model to the schema; each answer is read into the type."""
+    cities = ["Paris", "Tokyo", "Rome", "Lima", "Oslo"]
+    with FastLLM(base_url=model.base_url, api_key="none") as client:
+        found = client.map(
+            "{}: its country, and whether it is the capital?",
+            cities,
+            model=model.model,
+            response_format=City,
+            schema_retries=0,
+            max_tokens=60,
+            temperature=0,
+        )
+    assert [type(outcome.parsed) for outcome in found] == [City] * 5
 
 
 def test_several_requests_are_served_together(model: llamacpp.LocalModel) -> None:

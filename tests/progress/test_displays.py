@@ -462,3 +462,13 @@ def test_the_limits_that_a_run_came_to_know_are_told_at_its_end() -> None:
     two = summary(Snapshot(learnt={**one, "n": {"tokens_per_minute": told}}))
     assert ("limits", "n: 600 tokens a minute (told)") in two.lines()
     assert not [name for name, _ in summary(Snapshot()).lines() if name == "limits"]
+
+
+def test_answers_that_did_not_fit_are_told_beside_the_rows() -> None:
+    """They are neither done nor failed, but an answer from the cache may be one of them."""
+    snapshot = Snapshot(done=3, ok=2, failed=1, misfits=4, cached=3, errors={"InvalidAnswerError": 1})
+    found = summary(snapshot)
+    assert (found.rows, found.misfits, found.cache_hit_ratio) == (3, 4, 0.5)
+    assert ("misfits", "4 answers did not fit the schema") in found.lines()
+    assert ("misfits", "1 answer did not fit the schema") in summary(Snapshot(misfits=1)).lines()
+    assert not [name for name, _ in summary(Snapshot()).lines() if name == "misfits"]

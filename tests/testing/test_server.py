@@ -572,6 +572,7 @@ RAW: dict[str, tuple[str, Any]] = {
     "empty": ("open", lambda raw, good: split(raw)[2] == b"" and split(raw)[0] == 200),
     "bad_json": ("open", lambda raw, good: split(raw)[2] == split(good)[2][:-1]),
     "error_in_200": ("open", lambda raw, good: "error" in json.loads(split(raw)[2]) and split(raw)[0] == 200),
+    "misfit": ("open", lambda raw, good: b"own words" in raw and b'"usage":{' in raw),
     "null_choices": ("open", lambda raw, good: json.loads(split(raw)[2])["choices"] is None),
     "empty_choices": ("open", lambda raw, good: json.loads(split(raw)[2])["choices"] == []),
     "gzip": ("open", lambda raw, good: gzip.decompress(split(raw)[2]) == split(good)[2]),
@@ -598,6 +599,7 @@ RAW: dict[str, tuple[str, Any]] = {
 # the same for a stream, where it differs
 ENDED = b"0\r\n\r\n"
 STREAMED: dict[str, tuple[str, Any]] = {
+    "misfit": ("open", lambda raw, good: split(raw)[2] == split(good)[2]),
     "reset_mid_body": ("reset", lambda raw, good: not raw.endswith(ENDED)),
     "truncated_body": ("eof", lambda raw, good: b"data: " in raw and not raw.endswith(ENDED)),
     "gzip": ("open", lambda raw, good: gzip.decompress(split(raw)[2]).endswith(b"data: [DONE]\n\n")),

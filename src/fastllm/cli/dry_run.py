@@ -162,7 +162,12 @@ def show(source: str, output: Path, settings: Settings, *, overwrite: bool) -> i
     params = {name: settings[name] for name in ("temperature", "max_tokens") if settings[name] is not None}
     count = Count(table, settings)
     with open_reader(
-        source, model=settings["model"] or "", prompt=settings["prompt"], system=settings["system"], params=params
+        source,
+        model=settings["model"] or "",
+        prompt=settings["prompt"],
+        system=settings["system"],
+        params=params,
+        schema=settings.schema(),
     ) as reader:
         journal = journal_path(output)
         check_output(output)

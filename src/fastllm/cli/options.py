@@ -25,6 +25,7 @@ _METAVAR_OF = {
     "ttl": "S",
     "cache_dir": "DIR",
     "prompt": "TEMPLATE",
+    "schema": "FILE",
     "summary_json": "FILE",
     "budget": "USD",
     "prices": "FILE",

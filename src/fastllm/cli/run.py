@@ -54,6 +54,8 @@ SETTINGS = (
     "system",
     "temperature",
     "max_tokens",
+    "schema",
+    "schema_retries",
     "budget",
     "prices",
     "unknown_price",
@@ -101,8 +103,9 @@ def command(source: str, output: str, overwrite: bool, dry_run: bool, **flags: A
     # start, and there is an output already, does it start with the first row that is still to be asked.
     at_once = bool(model) and not (model.startswith(LOCAL) and target.exists())
     params = {name: settings[name] for name in ("temperature", "max_tokens") if settings[name] is not None}
+    schema = settings.schema()
     with open_reader(
-        source, model=model, prompt=settings["prompt"], system=settings["system"], params=params
+        source, model=model, prompt=settings["prompt"], system=settings["system"], params=params, schema=schema
     ) as reader:
         summary_file = _summary_file(settings["summary_json"], reader, target, overwrite=overwrite)
         options = EngineOptions(

@@ -21,7 +21,8 @@ _BUCKETS = int(math.log(1e4 / _FLOOR) * _SCALE) + 1
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """The counters at one moment. Tokens as the providers' `usage` told them; `elapsed` in seconds.
 
-    `done` = `ok` + `failed`; `cached` and `joined` (identical request already under way) are part of `ok`.
+    `done` = `ok` + `failed`; `cached` and `joined` (identical request already under way) are part of `ok`, and of
+    `misfits`: answers that did not fit their schema, which is neither success nor failure yet.
     `attempts` counts what was sent, `retries` those after the first, `hedges` those sent beside one that was late,
     `rate_limited` answers of 429.
     `cost_usd` is what the answers cost by their usage and the price table; None where a price or usage is not known.
@@ -39,6 +40,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     left: int = 0
     cached: int = 0
     joined: int = 0
+    misfits: int = 0
     attempts: int = 0
     retries: int = 0
     hedges: int = 0
@@ -63,7 +65,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def cache_hit_ratio(self) -> float | None:
         """Answers from the cache as a share of all answers; None before the first."""
-        return self.cached / self.ok if self.ok else None
+        answers = self.ok + self.misfits
+        return self.cached / answers if answers else None
 
 
 class Stats:
@@ -82,6 +85,7 @@ class Stats:
         "in_flight",
         "joined",
         "left",
+        "misfits",
         "most_in_flight",
         "ok",
         "prompt_tokens",
@@ -95,7 +99,7 @@ class Stats:
     def __init__(self, now: float) -> None:
         self.started = now
         self.ok = self.failed = self.unsent = self.left = self.cached = self.joined = 0
-        self.attempts = self.retries = self.hedges = self.rate_limited = 0
+        self.misfits = self.attempts = self.retries = self.hedges = self.rate_limited = 0
         self.in_flight = self.waiting = self.backing_off = self.most_in_flight = 0
         self.prompt_tokens = self.completion_tokens = self.cached_tokens = 0
         self.errors: dict[str, int] = {}
@@ -139,6 +143,22 @@ class Stats:
         name = type(error).__name__
         self.errors[name] = self.errors.get(name, 0) + 1
 
+    def misfit(self) -> None:
+        """An answer that was counted does not fit its schema: it is asked for again, or counted as a failure."""
+        self.ok -= 1
+        self.misfits += 1
+
+    def unfail(self, error: BaseException) -> None:
+        """Take back a failure: the request ends in another one."""
+        if isinstance(error, StoppedError):
+            self.unsent -= 1
+            return
+        self.failed -= 1
+        name = type(error).__name__
+        self.errors[name] -= 1
+        if not self.errors[name]:
+            del self.errors[name]
+
     def percentiles(self, shares: Sequence[float]) -> list[float | None]:
         """Give the latencies below which these shares of answers lie, within 1 %; None before the first answer."""
         total = sum(self._histogram)
@@ -177,6 +197,7 @@ class Stats:
             left=self.left,
             cached=self.cached,
             joined=self.joined,
+            misfits=self.misfits,
             attempts=self.attempts,
             retries=self.retries,
             hedges=self.hedges,

@@ -14,13 +14,15 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from types import TracebackType
-from typing import Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from ..clock import Deadline
 from ..errors import DeadlineExceededError, FastLLMError, LLMError
 from ..providers.base import Decoder
+from ..schema.base import Schema
 from ..transport.base import HTTPStream
 from ..types import Chunk, Response
+from .fitting import fitted
 
 T = TypeVar("T", covariant=True)
 Keep = Callable[[Response], Awaitable[None]]
@@ -55,6 +57,7 @@ class Stream:
         self.attempts = 1
         self.endpoint = ""
         self.cached = False
+        self.schema: Schema[Any] | None = None
         self.began = False
         self._source = source
         self._pieces = source.__aiter__() if source is not None else None
@@ -128,10 +131,11 @@ class Stream:
         return self._response
 
     async def final(self) -> Response:
-        """Read to the end and give the whole answer."""
+        """Read to the end and give the whole answer; where a schema was asked for, with its value (`parsed`).
+        InvalidAnswerError where it does not fit: what was streamed is not asked for again."""
         async for _ in self:
             pass
-        return self.response
+        return self.response if self.schema is None else fitted(self.response, self.schema)
 
     async def _read(self) -> None:
         assert self._pieces is not None and self._decoder is not None and self._deadline is not None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol, Self
 
 from ..errors import ConfigError
+from ..schema.base import Schema
 from ..types import Outcome, Row
 from .csv import CSVReader
 from .files import BREATH, COMPRESSIONS, MAX_LINE_BYTES, STDIN, suffixes
@@ -76,14 +77,16 @@ def open_reader(
     prompt: str | None = None,
     system: str | None = None,
     params: Mapping[str, Any] | None = None,
+    schema: Schema[Any] | None = None,
     max_line_bytes: int = MAX_LINE_BYTES,
 ) -> Reader:
     """Open an input by its suffix; "-" is JSON lines from standard input.
 
-    `model` wins over the rows' own; `prompt` and `system` are templates; `params` are sent where a row lacks them.
-    Raises ConfigError for an unknown suffix, an unreadable file or a template that does not fit a CSV header.
+    `model` wins over the rows' own; `prompt` and `system` are templates; `params` are sent where a row lacks them,
+    and answers must fit `schema`. Raises ConfigError for an unknown suffix, an unreadable file or a template that does
+    not fit a CSV header.
     """
-    recipe = Recipe(model=model, prompt=prompt, system=system, params=dict(params or {}))
+    recipe = Recipe(model=model, prompt=prompt, system=system, params=dict(params or {}), schema=schema)
     if str(path) == STDIN:
         return JSONLReader(STDIN, recipe, max_line_bytes=max_line_bytes)
     path = Path(path)
@@ -103,9 +106,8 @@ def reopened(reader: Reader) -> Reader:
     """Open a regular file once more, from its beginning, with the same recipe."""
     assert reader.path is not None
     recipe = reader.recipe
-    return open_reader(
-        reader.path, model=recipe.model, prompt=recipe.prompt, system=recipe.system, params=recipe.params
-    )
+    given = {name: getattr(recipe, name) for name in recipe.__struct_fields__}
+    return open_reader(reader.path, **given)
 
 
 def check_model(reader: Reader) -> None:

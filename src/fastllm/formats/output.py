@@ -39,9 +39,10 @@ def answer_line(custom_id: str, index: int, body: bytes, *, status: int = 200, r
     )
 
 
-def failure_line(custom_id: str | None, line: int, source: bytes, error: dict[str, Any]) -> bytes:
+def failure_line(custom_id: str | None, line: int, source: bytes, error: dict[str, Any], answer: bytes = b"") -> bytes:
     """Give a line that is the row itself with its error beside it, so that the file of failures is an input.
 
+    `answer` is the body of one that was paid for and does not fit; it goes in as `_answer`.
     What is no JSON object is kept as text in `_source`; read again, it is the same bad row.
     """
     try:
@@ -56,6 +57,9 @@ def failure_line(custom_id: str | None, line: int, source: bytes, error: dict[st
         fields.pop("custom_id", None)
         fields = {"custom_id": msgspec.Raw(_encode(custom_id)), **fields}
     fields["_error"] = msgspec.Raw(_encode(error))
+    fields.pop("_answer", None)  # of an earlier run
+    if answer:
+        fields["_answer"] = msgspec.Raw(answer)
     return _encode(fields).replace(b"\r", b" ").replace(b"\n", b" ") + b"\n"
 
 

@@ -12,8 +12,9 @@ body has "dimensions" or "encoding_format", or the input is a list of strings or
 
 Ids: "custom_id", else "id", else `row-<index>`, counting rows from 0; in a file an id seen before makes a bad row.
 `model` given to the reader wins over the row's own. `params` fill in what a body lacks, where its operation knows them.
-"stream" is dropped, because answers in bulk are whole. `custom_id`, `id`, `method`, `url`, `_error` and `_line` are not
-sent.
+"stream" is dropped, because answers in bulk are whole. `custom_id`, `id`, `method`, `url`, `_error`, `_answer` and
+`_line` are not sent. A `schema` is for rows of chat and Responses that say nothing of their answer's format; others of
+these keep their own, and rows of other operations are bad.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from ..errors import ConfigError, InvalidRequestError, LLMError
+from ..schema.base import Schema
 from ..types import CHAT, COMPLETIONS, EMBEDDINGS, MODERATIONS, PATHS, RESPONSES, Request, Row
 from .ids import SeenIds
 from .template import Template
@@ -34,7 +36,7 @@ BATCH = 1  # the priority of a row: after interactive requests
 NO_MODEL = "no_model"  # the code of the error of a row without one
 SOURCE_BYTES = 64 * 1024  # of a row that cannot be read, as much as this is kept
 _PATH_OF_URL = {**{path: path for path in PATHS}, **{"/v1" + path: path for path in PATHS}}
-_OURS = ("custom_id", "id", "method", "url", "_error", "_line")
+_OURS = ("custom_id", "id", "method", "url", "_error", "_answer", "_line")
 DUPLICATE = "duplicate_id"  # the code of the error of a row whose id an earlier row has
 _DEFAULT_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 
@@ -58,6 +60,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     prompt: str | None = None
     system: str | None = None
     params: dict[str, Any] = {}
+    schema: Schema[Any] | None = None
 
 
 class _Line(msgspec.Struct):
@@ -76,6 +79,13 @@ class _Line(msgspec.Struct):
     source: Raw | UnsetType = msgspec.field(name="_source", default=UNSET)
 
 
+class _Format(msgspec.Struct):
+    """What a body says of its answer's format."""
+
+    response_format: Any = None
+    text: dict[str, Any] | None = None
+
+
 class _Ids(msgspec.Struct):
     custom_id: Any = None
     id: Any = None
@@ -85,6 +95,7 @@ class _OldError(msgspec.Struct):
     message: str = "the row could not be read"
 
 
+_format = msgspec.json.Decoder(_Format)
 _line = msgspec.json.Decoder(_Line)
 _ids = msgspec.json.Decoder(_Ids)
 _object = msgspec.json.Decoder(dict[str, Raw])
@@ -101,8 +112,13 @@ class Intake:
         self.recipe = recipe
         self._prompt = Template(recipe.prompt) if recipe.prompt is not None else None
         self._system = Template(recipe.system) if recipe.system is not None else None
+        params = dict(recipe.params)
+        self._shapes: dict[str, Any] = {}
+        if recipe.schema is not None:
+            params.pop("response_format", None)
+            self._shapes = {CHAT: recipe.schema.response_format, RESPONSES: recipe.schema.text_format}
         try:
-            self._params = {name: Raw(_encode(value)) for name, value in recipe.params.items() if value is not None}
+            self._params = {name: Raw(_encode(value)) for name, value in params.items() if value is not None}
         except (TypeError, ValueError) as error:
             raise ConfigError(f"params cannot be written as JSON: {error}") from None
         self.forget_ids()
@@ -316,6 +332,8 @@ class Intake:
         request = Request.from_body(body, path=path, model=self.recipe.model, custom_id=custom_id, priority=BATCH)
         if request.stream:
             request = msgspec.structs.replace(request, body=self._rewritten(path, body), stream=False)
+        if self._shapes:
+            request = self._shaped(request)
         if not request.model:
             text = "the row names no model; give one in the row or with model=…"
             raise InvalidRequestError(text, code=NO_MODEL, sent=False)
@@ -326,10 +344,22 @@ class Intake:
         body = self._rewritten(request.path, request.body) if self._params else request.body
         if self._system is not None:
             body = _with_system(request.path, body, self._system, body)
-        if body is request.body:
+        if body is not request.body:
+            names = ("custom_id", "sample", "priority", "headers", "timeout", "schema")
+            kept = {name: getattr(request, name) for name in names}
+            request = Request.from_body(body, path=request.path, model=request.model, **kept)
+        return self._shaped(request) if self._shapes else request
+
+    def _shaped(self, request: Request) -> Request:
+        """Give the request with the schema that its answer must fit, if it has no wish of its own."""
+        shape = self._shapes.get(request.path)
+        if shape is None:
+            raise InvalidRequestError(f"{request.path} takes no schema: run this row without one", sent=False)
+        own = _format.decode(request.body)
+        if own.response_format is not None or (own.text is not None and "format" in own.text):
             return request
-        kept = {name: getattr(request, name) for name in ("custom_id", "sample", "priority", "headers", "timeout")}
-        return Request.from_body(body, path=request.path, model=request.model, **kept)
+        fields = {"response_format": shape} if request.path == CHAT else {"text": {**(own.text or {}), **shape}}
+        return msgspec.structs.replace(request.with_fields(**fields), schema=self.recipe.schema)
 
     def _rewritten(self, path: str, body: bytes) -> bytes:
         try:

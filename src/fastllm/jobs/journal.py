@@ -27,6 +27,7 @@ __all__ = ["Durability", "Entry", "Identity", "Journal", "JournalError", "journa
 
 Durability = Literal["normal", "full"]
 SYNC_EVERY: dict[str, float] = {"normal": 1.0, "full": 0.01}  # seconds
+_IN_WORDS = {"fingerprint": "the input's content", "schema": "the schema"}  # too long to be shown
 INDEX = ".index"
 _HEADER_AT_MOST = 1 << 24
 _CHECKPOINT = 64 * 1024 * 1024  # bytes of journal after which the index covers it
@@ -45,6 +46,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     system: str | None = None
     params: dict[str, Any] = {}
     base_url: str | None = None
+    schema: dict[str, Any] | None = None
 
     def differences(self, other: Identity) -> list[str]:
         """Say in words what changed from this one to the other."""
@@ -52,13 +54,14 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
         for field in self.__struct_fields__:
             before, now = getattr(self, field), getattr(other, field)
             if before != now and not (field == "base_url" and before is None):
-                what = "the input's content" if field == "fingerprint" else f"{field} {_shown(before)} -> {_shown(now)}"
-                found.append(what)
+                found.append(_IN_WORDS.get(field) or f"{field} {_shown(before)} -> {_shown(now)}")
         return found
 
 
 class Entry(msgspec.Struct, kw_only=True, array_like=True):
-    """What the journal keeps of a finished row: its answer, or its error and the row's source."""
+    """What the journal keeps of a finished row: its answer, or its error and the row's source.
+
+    A row whose answer did not fit its schema has an error and the answer."""
 
     custom_id: str | None = None
     line: int = 0

@@ -49,7 +49,7 @@ def publish(journal: Journal, total: int, output: Path, *, given_up: Callable[[]
         with replacing(failures) as file:
             for index in rows(FAILED):
                 entry = journal.read(index)
-                file.write(failure_line(entry.custom_id, entry.line, entry.source, entry.error or {}))
+                file.write(failure_line(entry.custom_id, entry.line, entry.source, entry.error or {}, entry.body))
     else:
         failures.unlink(missing_ok=True)
         failures = None

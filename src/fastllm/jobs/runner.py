@@ -469,6 +469,7 @@ def identify(reader: Reader, base_url: str | None) -> Identity:
         system=recipe.system,
         params=recipe.params,
         base_url=None if base_url is None else _without_secrets(base_url).rstrip("/"),
+        schema=None if recipe.schema is None else recipe.schema.json_schema,
     )
 
 
@@ -492,11 +493,13 @@ def _entry(row: Row, outcome: Outcome) -> Entry:
     response, error = outcome.response, outcome.error
     if response is None:
         assert error is not None
+        answer = error.response
         return Entry(
             custom_id=row.custom_id,
             line=row.line,
             status=error.status_code or 0,
             request_id=error.request_id,
+            body=b"" if answer is None else answer.body,
             error=error.to_dict(),
             source=row.source,
             attempts=error.attempts,

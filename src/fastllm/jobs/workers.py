@@ -14,6 +14,8 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, Protocol
 
+from ..engine.fitting import fitting
+from ..engine.stats import Stats
 from ..engine.underway import UnderWay
 from ..errors import ConfigError, InvalidRequestError, LLMError
 from ..types import Outcome, Request, Response, Row
@@ -72,6 +74,7 @@ class Workers:
         self.concurrency = concurrency
         self.window = max(window or concurrency * (ORDERED_WINDOW if ordered else 2), concurrency)
         self._execute = engine.execute
+        self._stats: Stats | None = getattr(engine, "stats", None)
         self._next: Callable[[], Row | None] | None = None
         self._anext: Callable[[], Awaitable[Row | None]] | None = None
         if isinstance(rows, AsyncIterable):
@@ -237,7 +240,7 @@ class Workers:
                 outcome = Outcome(index=row.index, custom_id=row.custom_id, error=row.error or _empty(row))
             else:
                 try:
-                    response = await execute(request)
+                    response = await (execute(request) if request.schema is None else self._fitting(request))
                     outcome = Outcome(index=row.index, custom_id=row.custom_id, response=response, request=request)
                 except LLMError as error:
                     outcome = Outcome(index=row.index, custom_id=row.custom_id, error=error, request=request)
@@ -246,6 +249,10 @@ class Workers:
             if self.out and me is not None:
                 self.out.discard(me)
             self._deliver(turn, outcome)
+
+    async def _fitting(self, request: Request) -> Response:
+        """Once the run is to end, an answer that does not fit is the row's last."""
+        return await fitting(self._execute, request, stats=self._stats, may_ask=lambda: not self._draining)
 
     def _input_ended(self, error: Exception) -> None:
         if not isinstance(error, (StopIteration, StopAsyncIteration)):

@@ -193,7 +193,7 @@ def _turn(now: Snapshot, left: int) -> float | None:
     sent in one minute can be sent again in the next, and in the same rhythm."""
     turns = []
     for name, room in now.rooms.items():
-        answered = now.ok - now.cached - now.joined
+        answered = now.ok + now.misfits - now.cached - now.joined
         tokens = (now.prompt_tokens + now.completion_tokens) / answered if answered > 0 else None
         need = left if name == "requests" else left * tokens if tokens else None
         if need is None or room.limit < 1.0:

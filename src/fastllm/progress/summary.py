@@ -15,7 +15,8 @@ from .words import count, duration, latency, plural
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """The numbers of one run; times in seconds, ratios 0 to 1, None where there is nothing to measure.
 
-    `rows` = `ok` + `failed` + `resumed` + `left`; `cached` and `joined` are part of `ok`.
+    `rows` = `ok` + `failed` + `resumed` + `left`; `cached` and `joined` are part of `ok`
+    (and of `misfits`, answers that did not fit the schema and were asked for again or failed).
     """
 
     rows: int
@@ -23,6 +24,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     failed: int
     cached: int
     joined: int
+    misfits: int
     resumed: int
     left: int
     elapsed: float
@@ -62,6 +64,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
         found.append(("ok", _with_notes(f"{self.ok:,}", {"cached": self.cached, "joined": self.joined})))
         if self.failed:
             found.append(("failed", _with_notes(f"{self.failed:,}", self.errors)))
+        if self.misfits:
+            found.append(("misfits", f"{plural(self.misfits, 'answer', 'answers')} did not fit the schema"))
         if self.resumed:
             found.append(("resumed", f"{self.resumed:,} from an earlier run"))
         if self.left:
@@ -110,6 +114,7 @@ def summary(
         failed=snapshot.failed,
         cached=snapshot.cached,
         joined=snapshot.joined,
+        misfits=snapshot.misfits,
         resumed=already_done,
         left=rows - known,
         elapsed=seconds,

@@ -11,6 +11,7 @@ from ..types import NO_HEADERS, Chunk, HTTPRequest, HTTPResponse, Request, Respo
 from .base import Decoder, Provider
 from .openai_answer import judge, request_id_of
 from .openai_replay import chunks_of
+from .openai_schema import told
 from .openai_stream import OpenAIDecoder
 
 _EVENTS = (b"data:", b"event:", b":")
@@ -77,7 +78,10 @@ def url_of(base_url: str, path: str) -> str:
 
 
 def body_of(request: Request, target: Target) -> bytes:
-    """Give the body as it is, or with the model's wire name, or with the "stream": true that it lacks."""
+    """Give the body as it is, or with the model's wire name, or with the "stream": true that it lacks;
+    with the schema in words where the server takes none."""
+    if request.schema is not None and target.schemas != "json_schema":
+        request = told(request, request.schema, target.schemas)
     rename = bool(target.model) and request.body_model != target.model
     if not rename and not request.stream:
         return request.body

@@ -6,12 +6,15 @@ from collections.abc import Collection, Mapping
 
 import msgspec
 
+from ..types import Schemas
+
 
 class Vendor(msgspec.Struct, frozen=True, kw_only=True):
     """Where a vendor answers, in which dialect, and which variables may hold its key and its address.
 
     `headers` go with every request. `limit_names` says what the vendor means by the usual rate-limit headers, where
-    that is not the usual (`policy.headers.read_hints`).
+    that is not the usual (`policy.headers.read_hints`). `schemas`: whether all its chat models take a JSON schema as
+    `response_format`, or only the wish for JSON, or nothing of the kind.
     """
 
     name: str
@@ -22,6 +25,7 @@ class Vendor(msgspec.Struct, frozen=True, kw_only=True):
     base_url_env: str | None = None
     headers: Mapping[str, str] = {}
     limit_names: Mapping[str, str] = {}
+    schemas: Schemas = "json_schema"
 
 
 def _row(name: str, base_url: str, *key_env: str, **more: object) -> Vendor:
@@ -43,11 +47,11 @@ VENDORS: dict[str, Vendor] = {
     vendor.name: vendor
     for vendor in (
         _row("openai", "https://api.openai.com/v1", "OPENAI_API_KEY", base_url_env="OPENAI_BASE_URL"),
-        _row("anthropic", "https://api.anthropic.com/v1", "ANTHROPIC_API_KEY"),
+        _row("anthropic", "https://api.anthropic.com/v1", "ANTHROPIC_API_KEY", schemas="none"),
         _row("azure", "", "AZURE_OPENAI_API_KEY", base_url_env="AZURE_OPENAI_BASE_URL"),
         _row("cerebras", "https://api.cerebras.ai/v1", "CEREBRAS_API_KEY"),
         _row("cohere", "https://api.cohere.ai/compatibility/v1", "COHERE_API_KEY", "CO_API_KEY"),
-        _row("deepseek", "https://api.deepseek.com/v1", "DEEPSEEK_API_KEY"),
+        _row("deepseek", "https://api.deepseek.com/v1", "DEEPSEEK_API_KEY", schemas="json_object"),
         _row("fireworks", "https://api.fireworks.ai/inference/v1", "FIREWORKS_API_KEY"),
         _row(
             "gemini",
@@ -60,6 +64,7 @@ VENDORS: dict[str, Vendor] = {
             "https://api.groq.com/openai/v1",
             "GROQ_API_KEY",
             limit_names={"requests": "requests/day"},
+            schemas="json_object",  # schemas are for some of its models
         ),
         _row("huggingface", "https://router.huggingface.co/v1", "HF_TOKEN", "HUGGINGFACE_API_KEY"),
         _row("mistral", "https://api.mistral.ai/v1", "MISTRAL_API_KEY"),

@@ -1,7 +1,8 @@
 """What the model says: answers in OpenAI's shapes that follow from the request alone.
 
 Equal bodies get equal bytes, and every text begins with the checksum of the body it answers, so that a test can
-tell an answer that was mixed up, cut or altered. One token is four bytes here.
+tell an answer that was mixed up, cut or altered. One token is four bytes here. Where the answer is asked to fit a JSON
+schema, it is JSON that does, and its texts are the checksum.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import msgspec
 
 from .config import MockConfig
 from .reply import Refused, Reply, encode, event
+from .specimen import specimen
 
 CREATED = 1_700_000_000  # fixed, so that equal requests get equal bytes
 _NOT_SUMMED = frozenset({"stream", "stream_options", "mock"})
@@ -135,12 +137,24 @@ def compose(ask: Ask, said: str, index: int = 0) -> str:
         text = config.answer
         if config.vary:
             text = f"{text} sample {ask.sample}"
+    elif (schema := _schema_of(ask.body)) is not None:
+        text = encode(specimen(schema, ask.checksum)).decode()
     else:
         pick = int(ask.checksum[:8], 16) ^ (config.seed * 2_654_435_761) ^ (index * 40_503)
         words = f"{_WORDS[pick & 15]} {_WORDS[pick >> 4 & 15]} {_WORDS[pick >> 8 & 15]}"
         mark = f" sample {ask.sample}" if config.vary else ""
         text = f"{ask.checksum}{mark} {words}: {said[:_ECHO]}"
     return text if config.answer_bytes is None else _stretched(text, config.answer_bytes)
+
+
+def _schema_of(body: dict[str, Any]) -> Any:
+    """Give the JSON schema that the answer is asked to fit, if it is."""
+    asked, text = body.get("response_format"), body.get("text")
+    if isinstance(asked, dict) and isinstance(asked.get("json_schema"), dict):
+        return asked["json_schema"].get("schema")
+    if isinstance(text, dict) and isinstance(text.get("format"), dict):
+        return text["format"].get("schema")
+    return None
 
 
 def _stretched(text: str, size: int) -> str:

@@ -162,6 +162,16 @@ def _huge_headers(reply: Reply, _: Place, argument: str) -> Wire:
     return _sent(Reply(reply.body, 200, reply.content_type, headers, reply.events))
 
 
+def _misfit(reply: Reply, _: Place, __: str) -> Wire:
+    """A chat's whole answer with words where JSON was asked for; it costs as much."""
+    if reply.events is not None:
+        return _sent(reply)
+    fields = msgspec.json.decode(reply.body)
+    for choice in fields.get("choices") or ():
+        choice["message"] = {"role": "assistant", "content": "I would rather say it in my own words (injected)."}
+    return _body(reply, encode(fields))
+
+
 _STALE = b'HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 14\r\n\r\n{"stale":true}'
 _ERROR = error_body("The server had an error while answering (injected).", type="server_error", code="server_error")
 _HTML = b"<!doctype html><html><head><title>Sign in</title></head><body>Please log in to the network.</body></html>"
@@ -214,6 +224,7 @@ FAULTS: dict[str, Callable[[Reply, Place, str], Wire]] = {
     "empty": lambda reply, place, arg: _body(reply, b""),
     "bad_json": lambda reply, place, arg: _body(reply, (reply.body or b'{"id": ')[:-1]),
     "error_in_200": lambda reply, place, arg: _body(reply, _ERROR),
+    "misfit": _misfit,
     "null_choices": lambda reply, place, arg: _edited(reply, choices=None),
     "empty_choices": lambda reply, place, arg: _edited(reply, choices=[]),
     "stream_truncated": _stream_truncated,
