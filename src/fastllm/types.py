@@ -238,8 +238,8 @@ class Response(msgspec.Struct, kw_only=True, eq=False):
 
     `body` is the JSON exactly as it came. Fields read like OpenAI's: `r.choices[0].message.content`, `r.data`,
     `r.output`; `r.text` is the answer's text in any of the shapes. `cached`, `attempts` (0 from a cache),
-    `endpoint` (who served it), `latency` in seconds and `request_id` tell how it came about. `cost` is in USD, 0.0 from a
-    cache, None where the price is not known.
+    `endpoint` (who served it), `latency` in seconds and `request_id` tell how it came about. `cost` is in USD, 0.0
+    from a cache, None where the price is not known.
     """
 
     body: bytes
