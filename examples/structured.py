@@ -1,8 +1,9 @@
 """Answers as values of a type; one that does not fit is asked for again, and at last an error that has the answer.
 
-Run: python examples/structured.py
+python examples/structured.py [MODEL]
 """
 
+import sys
 from typing import Annotated
 
 import msgspec
@@ -15,18 +16,20 @@ class City(msgspec.Struct):
     is_capital: bool
 
 
+model = sys.argv[1] if len(sys.argv) > 1 else "local/smollm2"
+
 with FastLLM() as client:
     cities = ["Paris", "Tokyo", "Rome"]
     outcomes = client.map(
         "{}: which country is it in, and is it the capital?",
         cities,
-        model="local/smollm2",
+        model=model,
         response_format=City,
         max_tokens=60,
         temperature=0,
     )
     for city, outcome in zip(cities, outcomes, strict=True):
         if isinstance(outcome.error, InvalidAnswerError):
-            print(city, "no valid answer, but", outcome.error.response.text)
+            print(f"{city}: no valid answer, but {outcome.error.response.text}")
         else:
-            print(city, outcome.parsed)
+            print(f"{city}: {outcome.parsed if outcome.ok else outcome.error}")
