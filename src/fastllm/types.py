@@ -238,7 +238,8 @@ class Response(msgspec.Struct, kw_only=True, eq=False):
 
     `body` is the JSON exactly as it came. Fields read like OpenAI's: `r.choices[0].message.content`, `r.data`,
     `r.output`; `r.text` is the answer's text in any of the shapes. `cached`, `attempts` (0 from a cache),
-    `endpoint` (who served it), `latency` in seconds and `request_id` tell how it came about.
+    `endpoint` (who served it), `latency` in seconds and `request_id` tell how it came about. `cost` is in USD, 0.0 from a
+    cache, None where the price is not known.
     """
 
     body: bytes
@@ -251,6 +252,7 @@ class Response(msgspec.Struct, kw_only=True, eq=False):
     attempts: int = 1
     cached: bool = False
     latency: float = 0.0
+    cost: float | None = None
     _payload: Payload | None = None
     _fields: dict[str, Any] | None = None
 

@@ -13,6 +13,7 @@ from fastllm.cache.memory import InMemoryCache
 from fastllm.engine.events import AttemptFailed, RequestDone
 from fastllm.engine.stream import Stream
 from fastllm.options import Limits, Retry, Timeout
+from fastllm.policy.pricing import Price
 from fastllm.testing.clock import run_virtual
 from fastllm.transport.base import HTTPStream
 from fastllm.types import HTTPRequest, HTTPResponse
@@ -542,5 +543,20 @@ def test_closing_closes_what_was_handed_over() -> None:
         await engine.aclose()
         await engine.aclose()
         assert closed == [2, 1] and engine.transport.closed  # type: ignore[attr-defined]
+
+    run_virtual(scenario)
+
+
+def test_an_answer_says_what_it_cost() -> None:
+    async def scenario() -> None:
+        engine = make_engine(lambda _: answer(tokens=1_000_003))
+        endpoint = await engine.router.resolve("m")
+        assert (await engine.execute(request("no price is known"))).cost is None
+        endpoint.price = Price(provider="openai", model="m", input=2.0, output=10.0)
+        endpoint.cost = 0.0
+        found = await engine.execute(request("one million in, three out"))
+        assert found.cost == pytest.approx(2.0 + 3 * 10.0 / 1e6)
+        assert endpoint.cost == found.cost
+        await engine.aclose()
 
     run_virtual(scenario)

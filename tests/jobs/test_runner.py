@@ -36,7 +36,7 @@ from fastllm.errors import (
 from fastllm.formats.base import open_reader
 from fastllm.formats.jsonl import JSONLReader
 from fastllm.formats.rows import Recipe
-from fastllm.jobs import ahead, publish as publishing, runner
+from fastllm.jobs import ahead, index, publish as publishing, runner
 from fastllm.jobs.publish import failures_path
 from fastllm.jobs.runner import Job, JobResult, JournalError, run_job
 from fastllm.types import Request, Response
@@ -854,3 +854,29 @@ def test_killed_again_and_again(source: Path, output: Path, tmp_path: Path) -> N
     assert len(sent) == 400
     # Per kill: those in flight, and those answered within the few milliseconds before the journal had them.
     assert sum(sent.values()) - 400 <= kills * 16
+
+
+async def test_a_resumed_job_knows_the_ids_of_rows_that_it_passes_over(
+    tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row with another's id stays a bad row in every run, also where the other is not looked at any more."""
+    monkeypatch.setattr(index, "WORTH", 1)
+    source = tmp_path / "in.jsonl"
+    ids = ["a", "b", "a", "c", "d", "b", "e"]
+    source.write_bytes(b"".join(b'{"custom_id":"%b","prompt":"p%d"}\n' % (i.encode(), n) for n, i in enumerate(ids)))
+    broken = {"c", "e"}
+
+    def behave(request: Request) -> None:
+        if request.custom_id in broken:
+            raise BadRequestError("no", status_code=400)
+
+    for good in ("c", "e"):
+        engine = FakeEngine(behave)
+        result = await run(engine, source, output)
+        assert (result.total, result.failed) == (7, 2 + len(broken))
+        assert set(engine.asked) <= {"a", "b", "c", "d", "e"} and max(engine.asked.values()) == 1
+        broken.discard(good)
+    result = await run(FakeEngine(behave), source, output)
+    assert (result.total, result.ok, result.failed) == (7, 5, 2)
+    assert [a["custom_id"] for a in answers(output)] == ["a", "b", "c", "d", "e"]
+    assert [a["custom_id"] for a in answers(failures_path(output))] == ["a", "b"]

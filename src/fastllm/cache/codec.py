@@ -60,6 +60,7 @@ class Entry(msgspec.Struct, array_like=True, frozen=True):
             endpoint=self.endpoint,
             attempts=0,
             cached=True,
+            cost=0.0,
         )
 
 

@@ -161,8 +161,8 @@ class Endpoint:
     def answered(self, permit: Permit, response: Response, request: Request) -> None:
         """Book what a whole answer really cost, and learn from it."""
         usage = response.usage
-        if self.cost is not None:
-            self._bill(usage)
+        if self.cost is not None or self.price is not None:
+            response.cost = self._bill(usage)
         if usage is not None:
             permit.settle(usage.total_tokens, usage.prompt_tokens)
             self.estimator.learn(request, usage)
@@ -230,12 +230,15 @@ class Endpoint:
             return False
         return True
 
-    def _bill(self, usage: Usage | None) -> None:
-        """Add to what the answers have cost, as long as that is known."""
-        if self.cost is None or self.price is None or usage is None:
+    def _bill(self, usage: Usage | None) -> float | None:
+        """Give what an answer has cost, and add it to the others', as long as that is known."""
+        if self.price is None or usage is None:
             self.cost = None
-        else:
-            self.cost += self.price.cost(usage)
+            return None
+        cost = self.price.cost(usage)
+        if self.cost is not None:
+            self.cost += cost
+        return cost
 
     def _pay(self, permit: Permit, response: Response) -> None:
         if self.purse is not None and permit.money is not None:

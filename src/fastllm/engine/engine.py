@@ -229,7 +229,7 @@ class Engine:
     def _joined(self, landed: Response) -> Response:
         self.stats.joined += 1
         self.stats.ok += 1
-        return msgspec.structs.replace(landed, cached=True, attempts=0, latency=0.0)
+        return msgspec.structs.replace(landed, cached=True, attempts=0, latency=0.0, cost=0.0)
 
     async def _repeat(self, call: Call, endpoint: Endpoint, attempt_once: Attempt[A]) -> A:
         """Step 3: attempt until there is an answer, a final error, or no time left."""
