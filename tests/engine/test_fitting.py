@@ -400,6 +400,28 @@ def test_a_run_that_is_stopped_asks_no_more_and_keeps_the_answer_it_has() -> Non
     run_virtual(scenario)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "told"),
+    [
+        ({"cost": 2.0}, {"cost": 1.0}, (False, 2, 3.0)),
+        ({"cost": 2.0}, {"cost": 0.0, "cached": True, "attempts": 0}, (False, 1, 2.0)),
+        ({"cost": 0.0, "cached": True, "attempts": 0}, {"cost": 0.0, "cached": True, "attempts": 0}, (True, 0, 0.0)),
+        ({"cost": None}, {"cost": 1.0}, (False, 2, None)),
+    ],
+)
+async def test_what_an_answer_took_is_what_all_its_questions_took(
+    first: dict[str, Any], second: dict[str, Any], told: tuple[bool, int, float | None]
+) -> None:
+    """It comes from the cache only if all of them do."""
+    script = [Response(body=answer(BAD).body, **first), Response(body=answer(GOOD).body, **second)]
+
+    async def execute(request: Request) -> Response:
+        return script.pop(0)
+
+    found = await fitting(execute, asked())
+    assert (found.cached, found.attempts, found.cost) == told
+
+
 async def test_an_executor_without_counters_will_do() -> None:
     said = [BAD, GOOD]
 
