@@ -341,7 +341,7 @@ class Response(msgspec.Struct, kw_only=True, eq=False):
 class ParsedResponse(Response, Generic[T], kw_only=True, eq=False):
     """An answer that fits the schema it was asked with: `parsed` is its value, as is `choices[0].message.parsed`.
 
-    `rejected` are the answers before it that did not fit, oldest first; `attempts` counts theirs, too.
+    `rejected` are the answers before it that did not fit, oldest first; `attempts` and `cost` count theirs, too.
     """
 
     parsed: T

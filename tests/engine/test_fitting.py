@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given, settings, strategies as st
 
 from fastllm import errors as e
 from fastllm.cache.memory import InMemoryCache
@@ -178,9 +180,9 @@ def test_a_conversation_of_the_responses_api_is_continued_in_its_own_shape() -> 
 
     async def scenario() -> None:
         schema = Schema.of(City)
-        for given in ("Rome?", [{"role": "user", "content": "Rome?"}]):
+        for wanted in ("Rome?", [{"role": "user", "content": "Rome?"}]):
             model = Model(said(BAD), said(GOOD))
-            fields = {"model": "m", "input": given, "text": schema.text_format}
+            fields = {"model": "m", "input": wanted, "text": schema.text_format}
             response = await fit(make_engine(model), Request.of(fields, path=RESPONSES, schema=schema))
             assert response.parsed == City("Rome", 3)
             again = model.bodies[1]["input"]
@@ -342,6 +344,43 @@ def test_in_bulk_every_row_has_its_value_or_its_error() -> None:
     run_virtual(scenario)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_whatever_the_model_says_the_counts_are_those_of_rows_and_answers(data: st.DataObject) -> None:
+    """Every row is ok or failed, once; every answer that did not fit is a misfit; every attempt was sent."""
+    kinds = st.sampled_from(["good", "bad", "bad", "prose", "400", "500"])
+    bounds = data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=12))
+    cached = data.draw(st.booleans())
+    said: list[str] = []
+
+    def model(http: HTTPRequest) -> HTTPResponse:
+        said.append(data.draw(kinds))
+        if said[-1].isdigit():
+            return refusal(int(said[-1]))
+        return answer({"good": GOOD, "bad": BAD, "prose": "Well."}[said[-1]])
+
+    async def scenario() -> None:
+        cache = InMemoryCache() if cached else None
+        engine = make_engine(model, retry=Retry(attempts=2, patient=False), cache=cache)
+        made = rows(len(bounds), lambda i: asked(str(i % 5), retries=bounds[i], priority=1))
+        found = [outcome async for outcome in outcomes(engine, made, concurrency=4)]
+        stats = engine.snapshot()
+        assert len(found) == len(bounds) == stats.ok + stats.failed
+        assert stats.ok == sum(outcome.ok for outcome in found)
+        assert stats.errors == Counter(type(outcome.error).__name__ for outcome in found if outcome.error)
+        assert stats.attempts == len(said)
+        if not cached:
+            assert stats.misfits == said.count("bad") + said.count("prose")
+            assert sum(outcome.attempts for outcome in found) == len(said)
+        for outcome in found:
+            if isinstance(outcome.error, e.InvalidAnswerError):
+                assert outcome.error.response is not None and len(outcome.error.rejected) <= bounds[outcome.index]
+            elif outcome.ok:
+                assert outcome.parsed == City("Rome", 3)
+
+    run_virtual(scenario)
+
+
 def test_a_run_that_is_stopped_asks_no_more_and_keeps_the_answer_it_has() -> None:
     async def scenario() -> None:
         async def slow(http: HTTPRequest) -> HTTPResponse:
@@ -359,6 +398,28 @@ def test_a_run_that_is_stopped_asks_no_more_and_keeps_the_answer_it_has() -> Non
         await workers.aclose()
 
     run_virtual(scenario)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "told"),
+    [
+        ({"cost": 2.0}, {"cost": 1.0}, (False, 2, 3.0)),
+        ({"cost": 2.0}, {"cost": 0.0, "cached": True, "attempts": 0}, (False, 1, 2.0)),
+        ({"cost": 0.0, "cached": True, "attempts": 0}, {"cost": 0.0, "cached": True, "attempts": 0}, (True, 0, 0.0)),
+        ({"cost": None}, {"cost": 1.0}, (False, 2, None)),
+    ],
+)
+async def test_what_an_answer_took_is_what_all_its_questions_took(
+    first: dict[str, Any], second: dict[str, Any], told: tuple[bool, int, float | None]
+) -> None:
+    """It comes from the cache only if all of them do."""
+    script = [Response(body=answer(BAD).body, **first), Response(body=answer(GOOD).body, **second)]
+
+    async def execute(request: Request) -> Response:
+        return script.pop(0)
+
+    found = await fitting(execute, asked())
+    assert (found.cached, found.attempts, found.cost) == told
 
 
 async def test_an_executor_without_counters_will_do() -> None:

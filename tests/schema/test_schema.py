@@ -145,6 +145,16 @@ def test_openais_own_form_is_taken_with_its_name_and_its_word_on_strictness() ->
             schema.validate("{}")
 
 
+def test_a_json_schema_that_refers_to_its_definitions_is_sent_with_an_object_at_its_root() -> None:
+    """And validated as it was written."""
+    schema = Schema.of(
+        {"$ref": "#/definitions/c", "$defs": {"city": CITY}, "definitions": {"c": {"$ref": "#/$defs/city"}}}
+    )
+    assert schema.response_format["json_schema"]["schema"]["type"] == "object"
+    with pytest.raises(Misfit, match="required property"):
+        schema.validate("{}")
+
+
 def test_a_schema_is_made_once_for_a_type_and_keeps_what_it_sends_with_other_bounds() -> None:
     assert Schema.of(City) is Schema.of(City) is Schema.of(Schema.of(City))
     other = Schema.of(City, retries=5)

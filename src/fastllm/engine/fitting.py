@@ -68,6 +68,8 @@ async def fitting(
         else:
             found.rejected, found.attempts = tuple(rejected), attempts
             found.cached = response.cached and not attempts
+            costs = [answer.cost for answer in (*rejected, response)]
+            found.cost = sum(cost for cost in costs if cost is not None) if None not in costs else None
             return found
         if not misfit.retryable or len(rejected) >= schema.retries or not may_ask():
             raise _final(misfit, rejected, attempts, stats)

@@ -201,7 +201,8 @@ def _of_mapping(source: Mapping[str, Any], what: str) -> Schema[Any]:
             raise Misfit(complaint)
         return value
 
-    return Schema(plain, read, name=str(name or "answer"), strict=strict)
+    shown = plain if strict is not None else with_root(plain)
+    return Schema(shown, read, name=str(name or "answer"), strict=strict)
 
 
 def _of_file(path: Path) -> Schema[Any]:
