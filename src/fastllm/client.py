@@ -23,6 +23,7 @@ from .engine.stream import Stream
 from .errors import ConfigError
 from .formats.base import open_reader
 from .jobs.journal import Durability
+from .jobs.publish import Order
 from .jobs.runner import DEFAULT_CONCURRENCY, Job, JobResult, outcomes
 from .options import UNSET, Limits, Retry, Timeout, UnsetType
 from .params import ChatParams, CompletionParams, EmbeddingParams, Messages, ResponsesParams, messages_of, to_request
@@ -59,6 +60,9 @@ class RunParams(TypedDict, total=False):
     params: Mapping[str, Any]
     overwrite: bool
     durability: Durability
+    retry_failed: bool | None
+    force: bool
+    order: Order
     progress: Kind
 
 
@@ -259,6 +263,9 @@ class AsyncFastLLM:
 
         `source` is .jsonl, .csv or .tsv (each also .gz), `output` the same; failed rows are in a file beside it. Raises
         ConfigError before anything is sent, and JobConflictError where `output` belongs to another job.
+
+        `retry_failed=False` asks only rows that were never asked, True only those that failed; by default both.
+        `force` goes on where input or parameters changed; answers stay as they are. `order` is "input" or "finished".
         """
         return await self._run(source, output, model, options)
 
@@ -286,13 +293,16 @@ class AsyncFastLLM:
                 base_url=self._options.base_url,
                 overwrite=options.get("overwrite", False),
                 durability=options.get("durability", "normal"),
+                retry_failed=options.get("retry_failed"),
+                force=options.get("force", False),
+                order=options.get("order", "input"),
             )
             began(job)
             shown = make_progress(
                 options.get("progress", "none"),
                 lambda: with_unseen(self.engine.snapshot(), job.unseen),
                 lambda: job.total,
-                already_done=lambda: job.skipped,
+                already_done=lambda: job.kept,
             )
             await job.open()
             if not job.nothing_to_do:

@@ -302,5 +302,14 @@ class Router:
         """Each endpoint once, in the order in which they were made."""
         return list(self._by_place.values())
 
+    def cost(self, response: Response) -> float | None:
+        """Give what an answer cost in USD by its usage and the price table; None where either is not known."""
+        if response.cached:
+            return 0.0
+        for endpoint in self.endpoints:
+            if endpoint.name == response.endpoint and endpoint.price is not None and response.usage is not None:
+                return endpoint.price.cost(response.usage)
+        return None
+
     def __repr__(self) -> str:
         return f"<Router {', '.join(e.name for e in self.endpoints) or 'no endpoint yet'}>"
