@@ -29,7 +29,7 @@ __all__ = ["Durability", "Entry", "Identity", "Journal", "JournalError", "journa
 
 Durability = Literal["normal", "full"]
 SYNC_EVERY: dict[str, float] = {"normal": 1.0, "full": 0.01}  # seconds
-INDEX = ".index"
+JOURNAL, INDEX = ".journal", ".index"
 _HEADER_AT_MOST = 1 << 24
 _CHECKPOINT = 64 * 1024 * 1024  # bytes of journal after which the index covers it
 _OPEN_END = MAX_ROWS - 1  # the number of rows that says: it is no longer known
@@ -89,7 +89,7 @@ def journal_path(output: Path) -> Path:
     """Give the journal's place. ConfigError where the output's name is none."""
     if not output.name:
         raise ConfigError(f"the output must be a file's name, not {str(output)!r}")
-    return output.with_name(output.name + ".journal")
+    return output.with_name(output.name + JOURNAL)
 
 
 class Journal:

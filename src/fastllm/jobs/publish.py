@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from ..answers import Usage
 from ..errors import ConfigError
@@ -26,6 +26,16 @@ def failures_path(output: Path) -> Path:
     """`answers.jsonl` -> `answers.errors.jsonl`; any other name stays whole (`answers.csv.errors.jsonl`), so that no
     two outputs share one."""
     return output.with_name(output.name.removesuffix(".jsonl") + _ERRORS)
+
+
+class Answers(Protocol):
+    """What is recorded of the rows of a job: its journal, or one that is only read."""
+
+    def state(self, index: int) -> int: ...
+
+    def read(self, index: int) -> Entry: ...
+
+    def as_finished(self) -> Iterator[int]: ...
 
 
 class GivenUpError(Exception):
@@ -62,7 +72,7 @@ def publish(
 
 
 def write_answers(
-    journal: Journal,
+    journal: Answers,
     total: int,
     output: Path,
     *,
@@ -81,7 +91,7 @@ def write_answers(
 
 
 def entries(
-    journal: Journal,
+    journal: Answers,
     total: int,
     state: int,
     *,
