@@ -22,6 +22,7 @@ from .engine.stats import Snapshot, Stats
 from .errors import ConfigError
 from .formats.base import open_reader
 from .jobs.journal import Durability
+from .jobs.publish import Order
 from .jobs.runner import DEFAULT_CONCURRENCY, Job, JobResult, outcomes
 from .options import UNSET, Limits, Retry, Timeout, UnsetType
 from .params import ChatParams
@@ -63,6 +64,9 @@ class RunParams(TypedDict, total=False):
     schema_retries: int
     overwrite: bool
     durability: Durability
+    retry_failed: bool | None
+    force: bool
+    order: Order
     progress: Kind
 
 
@@ -263,6 +267,9 @@ class AsyncFastLLM:
 
         `source` is .jsonl, .csv or .tsv (each also .gz), `output` the same; failed rows are in a file beside it. Raises
         ConfigError before anything is sent, and JobConflictError where `output` belongs to another job.
+
+        `retry_failed=False` asks only rows that were never asked, True only those that failed; by default both.
+        `force` goes on where input or parameters changed; answers stay as they are. `order` is "input" or "finished".
         """
         return await self._run(source, output, model, options)
 
@@ -292,13 +299,16 @@ class AsyncFastLLM:
                 base_url=self._options.base_url,
                 overwrite=options.get("overwrite", False),
                 durability=options.get("durability", "normal"),
+                retry_failed=options.get("retry_failed"),
+                force=options.get("force", False),
+                order=options.get("order", "input"),
             )
             began(job)
             shown = make_progress(
                 options.get("progress", "none"),
                 lambda: with_unseen(self.engine.snapshot(), job.unseen),
                 lambda: job.total,
-                already_done=lambda: job.skipped,
+                already_done=lambda: job.kept,
             )
             await job.open()
             if not job.nothing_to_do:

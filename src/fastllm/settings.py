@@ -26,7 +26,7 @@ from .types import _without_secrets
 FILE = "fastllm.toml"
 PREFIX = "FASTLLM_"
 _SETTING_OF = {"cache.directory": "cache_dir"}  # where an option's field is not called as the setting
-_FLAGS = ("CONFIG", "DRY_RUN", "OUTPUT", "OVERWRITE")  # variables that are no settings
+_FLAGS = ("CONFIG", "DRY_RUN", "FORCE", "OUTPUT", "OVERWRITE", "RETRY_FAILED")  # variables that are no settings
 _PATHS = frozenset({"cache_dir", "prices", "schema", "summary_json"})
 
 
@@ -89,6 +89,9 @@ SETTINGS: dict[str, Setting] = {
             "schema_retries", int, "How often an answer that does not fit the schema is asked for again.", 2, least=0
         ),
         Setting("durability", str, "How soon a finished row is on disk.", "normal", ("normal", "full")),
+        Setting(
+            "order", str, "Order of the answers: as in the input, or as they came.", "input", ("input", "finished")
+        ),
         Setting("progress", str, "What to show meanwhile.", "auto", ("auto", "rich", "plain", "none")),
         Setting("summary_json", str, "File for the summary as JSON."),
     )

@@ -105,7 +105,9 @@ async def test_a_file_in_a_file_out(source: Path, output: Path) -> None:
     assert found[7]["response"]["body"]["choices"][0]["message"]["content"] == "re: p7"
     assert found[7]["error"] is None
     assert len({a["id"] for a in found}) == 100
-    assert sorted(p.name for p in output.parent.iterdir()) == ["in.jsonl", "out.jsonl", "out.jsonl.journal"]
+    assert sorted(p.name for p in output.parent.iterdir()) == [
+        *("in.jsonl", "out.jsonl", "out.jsonl.journal", "out.jsonl.manifest.json")
+    ]
 
 
 async def test_running_again_does_nothing(source: Path, output: Path) -> None:
@@ -396,7 +398,11 @@ async def test_cancelled_while_it_publishes(source: Path, output: Path, monkeypa
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert sorted(p.name for p in output.parent.iterdir()) == ["in.jsonl", "out.jsonl.journal"]
+    assert sorted(p.name for p in output.parent.iterdir()) == [
+        "in.jsonl",
+        "out.jsonl.journal",
+        "out.jsonl.manifest.json",
+    ]
     monkeypatch.undo()
     assert (await run(FakeEngine(), source, output)).skipped == 100
     assert len(answers(output)) == 100
@@ -557,7 +563,7 @@ async def test_a_disk_full_at_the_output(source: Path, output: Path, monkeypatch
     real = os.fsync
 
     def full(fd: int) -> None:
-        if Path(f"/proc/self/fd/{fd}").readlink().suffix == ".partial":
+        if Path(f"/proc/self/fd/{fd}").readlink().name.endswith("out.errors.jsonl.partial"):
             raise OSError(28, "No space left on device")
         real(fd)
 
@@ -566,7 +572,11 @@ async def test_a_disk_full_at_the_output(source: Path, output: Path, monkeypatch
     with pytest.raises(JournalError, match=r"No space left.*every answer is in .*journal"):
         await run(engine, source, output)
     monkeypatch.undo()
-    assert sorted(p.name for p in output.parent.iterdir()) == ["in.jsonl", "out.jsonl.journal"]
+    assert sorted(p.name for p in output.parent.iterdir()) == [
+        "in.jsonl",
+        "out.jsonl.journal",
+        "out.jsonl.manifest.json",
+    ]
     rest = FakeEngine()
     assert (await run(rest, source, output)).ok == 100
     assert rest.asked == {"q1": 1}

@@ -14,6 +14,7 @@ from .say import say, settle, silence
 # Name -> what it does, for `fastllm --help` without importing the command. The module has the same name.
 COMMANDS = {
     "run": "Answer a file of prompts: INPUT -> --output OUT; run it again to resume.",
+    "jobs": "List, show, resume, export or remove the jobs under a directory.",
     "chat": "Ask one question and stream the answer.",
     "mock": "Serve a model that needs no model, with real rate limits, for tests.",
     "cache": "Look at or clear the disk cache.",

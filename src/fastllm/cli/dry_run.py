@@ -18,7 +18,7 @@ from ..errors import ConfigError, JobConflictError
 from ..formats.base import Reader, check_model, check_output, open_reader
 from ..formats.rows import unsent_words
 from ..jobs.frames import END, FAILED, OK, Scan
-from ..jobs.journal import _differs, _existing_layout, _same_job, journal_path
+from ..jobs.journal import _differences, _existing_layout, _same_job, journal_path
 from ..jobs.publish import check_places
 from ..jobs.runner import identify
 from ..policy.budget import Budget, dollars
@@ -82,7 +82,7 @@ class Count:
         for row in reader:
             state = earlier.state(row.index)
             if state == OK:
-                if earlier.checks[row.index] != crc32(row.source):
+                if earlier.checks[row.index] != crc32(row.source) and not earlier.is_forced:
                     raise JobConflictError(
                         f"row {row.index} is not what it was when it was answered: the input changed"
                     )
@@ -120,12 +120,13 @@ class _Earlier:
     def __init__(self) -> None:
         self.states = bytearray()
         self.checks = array("I")
+        self.is_forced = False  # answers count, though their rows may be others now
 
     def state(self, index: int) -> int:
         return self.states[index] if index < len(self.states) else 0
 
     @classmethod
-    def of(cls, path: Path, reader: Reader, base_url: str | None) -> _Earlier:
+    def of(cls, path: Path, reader: Reader, base_url: str | None, *, force: bool = False) -> _Earlier:
         """Read the journal. JobConflictError where it is another job's, as the run would say."""
         found = cls()
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -137,9 +138,11 @@ class _Earlier:
                 if state != END:
                     found._note(index, state, check)
             identity = identify(reader, base_url)
-            if OK not in found.states and _differs(layout, identity):
+            if OK not in found.states and _differences(layout, identity):
                 return cls()  # without an answer it would be started anew
-            _same_job(path, layout, identity)
+            if not force:
+                _same_job(path, layout, identity)
+            found.is_forced = force
             return found
         finally:
             os.close(fd)
@@ -154,7 +157,7 @@ class _Earlier:
         self.checks[index] = check
 
 
-def show(source: str, output: Path, settings: Settings, *, overwrite: bool) -> int:
+def show(source: str, output: Path, settings: Settings, *, overwrite: bool, force: bool = False) -> int:
     """Print the plan of a run and give its exit status. ConfigError where the run would refuse to begin."""
     table = price_table(settings["prices"])
     budget = None if settings["budget"] is None else Budget(settings["budget"])
@@ -177,7 +180,9 @@ def show(source: str, output: Path, settings: Settings, *, overwrite: bool) -> i
         check_model(reader)
         count.read(
             reader,
-            _Earlier() if overwrite or not journal.exists() else _Earlier.of(journal, reader, settings["base_url"]),
+            _Earlier()
+            if overwrite or not journal.exists()
+            else _Earlier.of(journal, reader, settings["base_url"], force=force),
         )
         unsent = reader.unsent
     if unsent:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from .. import build, loop
 from ..build import EngineOptions
@@ -27,6 +28,7 @@ from ..jobs.runner import DEFAULT_CONCURRENCY, Job, JobResult, JournalError
 from ..progress import Kind, Summary, make_progress, show_summary, summary, with_unseen
 from ..settings import Settings
 from . import dry_run as dry
+from .again import command_to_keep
 from .options import check_model, local_hint, setting_options, settings_of
 from .say import Saying, say
 
@@ -60,9 +62,18 @@ SETTINGS = (
     "prices",
     "unknown_price",
     "durability",
+    "order",
     "progress",
     "summary_json",
 )
+
+
+class Again(msgspec.Struct, frozen=True, kw_only=True):
+    """What this run does about an earlier one."""
+
+    overwrite: bool = False
+    force: bool = False
+    retry_failed: bool | None = None
 
 
 @click.command("run")
@@ -83,12 +94,26 @@ SETTINGS = (
     help="Start afresh: forget an earlier job's answers in OUT.",
 )
 @click.option(
+    "--force",
+    is_flag=True,
+    envvar="FASTLLM_FORCE",
+    help="Go on though the input or the parameters changed; answers stay as they are.",
+)
+@click.option(
+    "--retry-failed/--no-retry-failed",
+    default=None,
+    envvar="FASTLLM_RETRY_FAILED",
+    help="Ask only what failed, or only what was never asked. [default: both]",
+)
+@click.option(
     "--dry-run",
     is_flag=True,
     envvar="FASTLLM_DRY_RUN",
     help="Say what it would ask, cost and take; send and write nothing.",
 )
-def command(source: str, output: str, overwrite: bool, dry_run: bool, **flags: Any) -> int:
+def command(
+    source: str, output: str, overwrite: bool, force: bool, retry_failed: bool | None, dry_run: bool, **flags: Any
+) -> int:
     """Answer every row of INPUT (.jsonl, .csv, .tsv, each also .gz or .zst; - is standard input) and write OUT.
 
     Run the same command again to resume: rows that have their answer are not sent again.
@@ -96,7 +121,7 @@ def command(source: str, output: str, overwrite: bool, dry_run: bool, **flags: A
     settings = settings_of(flags)
     check_model(settings)
     if dry_run:
-        return dry.show(source, Path(output), settings, overwrite=overwrite)
+        return dry.show(source, Path(output), settings, overwrite=overwrite, force=force)
     logging.basicConfig(handlers=[Saying()], level=logging.WARNING)
     model, target = settings["model"] or "", Path(output)
     # A missing key or an unknown provider ends the run before there is a job. Only where a local model would have to
@@ -108,6 +133,7 @@ def command(source: str, output: str, overwrite: bool, dry_run: bool, **flags: A
         source, model=model, prompt=settings["prompt"], system=settings["system"], params=params, schema=schema
     ) as reader:
         summary_file = _summary_file(settings["summary_json"], reader, target, overwrite=overwrite)
+        again = Again(overwrite=overwrite, force=force, retry_failed=retry_failed)
         options = EngineOptions(
             base_url=settings["base_url"],
             api_key=settings.api_key(os.environ),
@@ -122,7 +148,7 @@ def command(source: str, output: str, overwrite: bool, dry_run: bool, **flags: A
         try:
             with local_hint(settings):
                 result, found, status = loop.run(
-                    _run(source, reader, target, options, settings, overwrite=overwrite, at_once=at_once)
+                    _run(source, reader, target, options, settings, again=again, at_once=at_once)
                 )
         except JournalError as error:
             raise click.ClickException(str(error)) from None
@@ -145,7 +171,7 @@ async def _run(
     options: EngineOptions,
     settings: Settings,
     *,
-    overwrite: bool,
+    again: Again,
     at_once: bool,
 ) -> tuple[JobResult, Summary, int]:
     engine = build.engine(options)
@@ -156,9 +182,13 @@ async def _run(
             engine,
             reader,
             output,
-            overwrite=overwrite,
+            overwrite=again.overwrite,
+            force=again.force,
+            retry_failed=again.retry_failed,
             base_url=settings["base_url"],
             durability=settings["durability"],
+            order=settings["order"],
+            command=command_to_keep(sys.argv[1:]),
             concurrency=min(engine.concurrency or DEFAULT_CONCURRENCY, settings["concurrency"] or DEFAULT_CONCURRENCY),
             grace=GRACE,
         )
@@ -185,7 +215,7 @@ async def _watched(engine: Engine, job: Job, kind: Kind) -> tuple[JobResult, Sum
         return with_unseen(engine.snapshot(), job.unseen)
 
     shown: Kind = "none" if job.nothing_to_do else kind
-    progress = make_progress(shown, snapshot, lambda: job.total, already_done=lambda: job.skipped)
+    progress = make_progress(shown, snapshot, lambda: job.total, already_done=lambda: job.kept)
     progress.start()
     try:
         result = await job.run()
@@ -194,7 +224,7 @@ async def _watched(engine: Engine, job: Job, kind: Kind) -> tuple[JobResult, Sum
     return result, summary(
         snapshot(),
         total=result.total or job.total,
-        already_done=result.skipped,
+        already_done=job.kept,
         elapsed=result.elapsed,
         output=str(result.output) if result.finished else None,
         failures=str(result.failures) if result.failures else None,
@@ -263,7 +293,9 @@ def _tell(result: JobResult, *, bad: bool) -> None:
         say(f"  {name}: {message}")
     if len(result.reasons) > REASONS and result.stopped is None:
         say(f"  and {len(result.reasons) - REASONS} more kinds of failures")
-    if result.nothing_to_do:
+    if result.nothing_to_do and result.failed:
+        say(f"{result.output} has all there is: {result.ok:,} answers; {result.failed:,} rows failed, and stay so")
+    elif result.nothing_to_do:
         say(f"{result.output} has all {result.total:,} answers already; --overwrite asks again")
     elif result.stopped is not None:
         say(f"fastllm: stopped: {result.stopped}\nNothing is lost; when that is mended, go on with:")

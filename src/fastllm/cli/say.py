@@ -11,7 +11,7 @@ from typing import TextIO
 
 from ..settings import SETTINGS
 
-_NAMES = "|".join(("overwrite", "output", *SETTINGS))
+_NAMES = "|".join(("overwrite", "output", "force", "retry_failed", *SETTINGS))
 _OPTION = re.compile(rf"\b({_NAMES})=(?:…|True|'([^']*)')")
 
 

@@ -12,6 +12,7 @@ import fcntl
 import os
 import stat
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -22,16 +23,18 @@ from ..formats.rows import DUPLICATE
 from .appender import Appender, JournalError
 from .frames import END, FAILED, MAGIC, MAX_ROWS, OK, VERSION, Layout, Scan, new_layout, read_frame, read_layout
 from .index import Checkpoint, RowIndex
+from .replacing import sync_directory
 
 __all__ = ["Durability", "Entry", "Identity", "Journal", "JournalError", "journal_path"]
 
 Durability = Literal["normal", "full"]
 SYNC_EVERY: dict[str, float] = {"normal": 1.0, "full": 0.01}  # seconds
 _IN_WORDS = {"fingerprint": "the input's content", "schema": "the schema"}  # too long to be shown
-INDEX = ".index"
+JOURNAL, INDEX = ".journal", ".index"
 _HEADER_AT_MOST = 1 << 24
 _CHECKPOINT = 64 * 1024 * 1024  # bytes of journal after which the index covers it
 _OPEN_END = MAX_ROWS - 1  # the number of rows that says: it is no longer known
+_ROOM = 1024  # bytes of the header that are kept free for what a job may become
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,6 +79,8 @@ class Entry(msgspec.Struct, kw_only=True, array_like=True):
     cached: bool = False
     endpoint: str = ""
     finish_reason: str | None = None
+    cached_tokens: int = 0
+    cost: float | None = None  # USD; None where the price or the usage is not known
 
 
 _pack = msgspec.msgpack.Encoder().encode
@@ -87,7 +92,7 @@ def journal_path(output: Path) -> Path:
     """Give the journal's place. ConfigError where the output's name is none."""
     if not output.name:
         raise ConfigError(f"the output must be a file's name, not {str(output)!r}")
-    return output.with_name(output.name + ".journal")
+    return output.with_name(output.name + JOURNAL)
 
 
 class Journal:
@@ -107,27 +112,37 @@ class Journal:
         self.ids_seen = 0  # up to this row of the input, an earlier run has seen every id
         self.damaged = 0  # places that had to be skipped; their rows run again
         self.input_changed = False  # since these answers: `take_over` once they are known to fit
+        self.differences: list[str] = []  # to the job that it was made for, where that was to be overlooked
         self.torn_bytes = 0  # cut from the end: what a crash left of the last frames
 
     @classmethod
     def open(
-        cls, path: Path, identity: Identity, *, overwrite: bool = False, durability: Durability = "normal"
+        cls,
+        path: Path,
+        identity: Identity,
+        *,
+        overwrite: bool = False,
+        force: bool = False,
+        durability: Durability = "normal",
     ) -> Self:
         """Open or create, and lock. JobConflictError if it is in use, of another job, newer, or no journal. One without
-        an answer is nobody's, and started anew; `input_changed` tells where only the input differs."""
+        an answer is nobody's, and started anew; `input_changed` tells where only the input differs. With `force` one
+        of another job is taken as it is, and `differences` say in what."""
         if durability not in SYNC_EVERY:
             raise ConfigError(f"durability must be one of {', '.join(SYNC_EVERY)}; not {durability!r}")
         fd = _open_locked(path)
         try:
             layout = _existing_layout(path, fd, overwrite)
             if layout is None or overwrite:
-                layout = new_layout(msgspec.msgpack.encode(identity))
-                return cls._begun(path, fd, layout, durability)
+                return cls._begun(path, fd, _new_layout(identity), durability)
             journal = cls(path, fd, layout, durability)
             journal._load()
-            if not journal.ok and _differs(layout, identity):
-                return cls._begun(path, fd, new_layout(msgspec.msgpack.encode(identity)), durability)
-            journal.input_changed = _same_job(path, layout, identity)
+            if not journal.ok and _differences(layout, identity):
+                return cls._begun(path, fd, _new_layout(identity), durability)
+            if force:
+                journal.differences = _differences(layout, identity)
+            else:
+                journal.input_changed = _same_job(path, layout, identity)
             return journal
         except OSError as error:
             os.close(fd)
@@ -144,15 +159,17 @@ class Journal:
         return journal
 
     def take_over(self, identity: Identity) -> None:
-        """Make this the journal of a changed input, whose answered rows were compared with their checks.
+        """Make this the journal of a changed input, whose answered rows were compared with their checks, or of a job
+        that is to go on with other parameters.
 
         The number of rows is taken back first: whatever a crash leaves, nothing counts as complete. The header's
         copies are written one after the other, so that one of them is whole.
         """
         self._put(_OPEN_END, END, 0, b"")
         self.sync()
-        layout = msgspec.structs.replace(self._layout, identity=msgspec.msgpack.encode(identity))
-        if layout.start == self._layout.start:  # else it stays as it is, and the rows are compared every time
+        packed = _packed(identity, len(self._layout.identity))
+        if packed is not None:  # else it stays as it is, and the rows are compared, or forced, every time
+            layout = msgspec.structs.replace(self._layout, identity=packed)
             header = layout.header()
             half = len(header) // 2
             for at in (0, half):
@@ -224,6 +241,14 @@ class Journal:
         """Record a finished row, without waiting for the disk. JournalError once the file cannot be written."""
         self._put(index, OK if ok else FAILED, check, _pack(entry))
 
+    @property
+    def identity(self) -> Identity:
+        """Whose it is. JournalError where that cannot be read."""
+        try:
+            return _identity.decode(self._layout.identity)
+        except msgspec.DecodeError:
+            raise JournalError(f"the header of {self.path} cannot be read") from None
+
     def finish(self, total: int) -> None:
         """Record that the input has this many rows and all are done."""
         if self.total != total:
@@ -272,6 +297,12 @@ class Journal:
             pass
         self._distrust()
         raise JournalError(f"{self.path} is damaged at row {index}; run the job again: that row is asked anew")
+
+    def as_finished(self) -> Iterator[int]:
+        """Give the rows in the order in which they got their last outcome; `sync` comes before."""
+        for offset, index, state, _ in Scan(self._fd, self._layout, self._end, self._layout.start):
+            if state != END and self.state(index) and self._rows.offset(index) == offset:
+                yield index
 
     def _distrust(self) -> None:
         """The index knows of a row that is not there: the next run reads the journal itself."""
@@ -361,11 +392,29 @@ def _existing_layout(path: Path, fd: int, overwrite: bool) -> Layout | None:
     raise JobConflictError(f"the header of {path} is damaged; start anew with overwrite=True")
 
 
-def _differs(layout: Layout, identity: Identity) -> bool:
+def _packed(identity: Identity, size: int) -> bytes | None:
+    """Give the identity as exactly so many bytes, filled up with a field that nobody reads; None where it is longer."""
+    packed = msgspec.msgpack.encode(identity)
+    free = size - len(packed)
+    if free == 0:
+        return packed
+    name = msgspec.msgpack.encode("padding")
+    free -= len(name) + 5  # bin32's head
+    if free < 0 or packed[0] & 0xF0 != 0x80 or packed[0] == 0x8F:  # a map of at most 15 fields
+        return None
+    return bytes([packed[0] + 1]) + packed[1:] + name + b"\xc6" + free.to_bytes(4, "big") + bytes(free)
+
+
+def _new_layout(identity: Identity) -> Layout:
+    packed = msgspec.msgpack.encode(identity)
+    return new_layout(_packed(identity, len(packed) + _ROOM) or packed)
+
+
+def _differences(layout: Layout, identity: Identity) -> list[str]:
     try:
-        return bool(_identity.decode(layout.identity).differences(identity))
+        return _identity.decode(layout.identity).differences(identity)
     except msgspec.DecodeError:
-        return False  # nobody can tell, and `_same_job` says so
+        return []  # nobody can tell, and `_same_job` says so
 
 
 def _same_job(path: Path, layout: Layout, identity: Identity) -> bool:
@@ -386,7 +435,7 @@ def _same_job(path: Path, layout: Layout, identity: Identity) -> bool:
     if changed:
         raise JobConflictError(
             f"{path} belongs to a job that differs in {', '.join(changed)}: "
-            "give another output, or start anew with overwrite=True"
+            "give another output, go on and keep its answers with force=True, or start anew with overwrite=True"
         )
     return False
 
@@ -400,15 +449,6 @@ def _start(path: Path, fd: int, layout: Layout) -> None:
         header = header[os.write(fd, header) :]
     os.fsync(fd)
     sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory safe."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _shown(value: Any) -> str:

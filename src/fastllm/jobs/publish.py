@@ -1,21 +1,24 @@
-"""Publishing: the output and failures files made from the journal, in input order, each whole or not at all."""
+"""Publishing: the output and failures files made from the journal, each whole or not at all."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Literal, Protocol
 
-from ..answers import Usage
+from ..answers import TokenDetails, Usage
 from ..errors import ConfigError
 from ..formats.base import open_writer
 from ..formats.output import failure_line
 from ..types import Outcome, Response
 from .frames import FAILED, OK
-from .journal import Entry, Journal, sync_directory
+from .journal import Entry, Journal
+from .manifest import Totals, manifest_path, read_manifest
+from .replacing import replacing
 
+Order = Literal["input", "finished"]
+ORDERS: tuple[Order, ...] = ("input", "finished")
 _ERRORS = ".errors.jsonl"
 
 
@@ -25,45 +28,91 @@ def failures_path(output: Path) -> Path:
     return output.with_name(output.name.removesuffix(".jsonl") + _ERRORS)
 
 
+class Answers(Protocol):
+    """What is recorded of the rows of a job: its journal, or one that is only read."""
+
+    def state(self, index: int) -> int: ...
+
+    def read(self, index: int) -> Entry: ...
+
+    def as_finished(self) -> Iterator[int]: ...
+
+
 class GivenUpError(Exception):
     """Writing was given up on request; both files are as they were before."""
 
 
-def publish(journal: Journal, total: int, output: Path, *, given_up: Callable[[], bool] = lambda: False) -> Path | None:
-    """Write both files; give the path of the failures, None where there are none.
+def publish(
+    journal: Journal,
+    total: int,
+    output: Path,
+    *,
+    order: Order = "input",
+    totals: Totals | None = None,
+    given_up: Callable[[], bool] = lambda: False,
+) -> Path | None:
+    """Write both files; give the path of the failures, None where there are none. `totals` counts every row.
 
     The output comes last: as long as it is not there, the job is not done. Raises JournalError or OSError, or
     GivenUpError once `given_up` says so; then the output is as it was before.
     """
-
-    def rows(state: int) -> Iterator[int]:
-        for index in range(total):
-            if journal.state(index) == state:
-                if given_up():
-                    raise GivenUpError
-                yield index
-
+    totals = totals or Totals()
     failures: Path | None = failures_path(output)
     assert failures is not None
     if journal.count(total)[1]:
         with replacing(failures) as file:
-            for index in rows(FAILED):
-                entry = journal.read(index)
+            for _, entry in entries(journal, total, FAILED, given_up=given_up):
+                totals.add(entry)
                 file.write(failure_line(entry.custom_id, entry.line, entry.source, entry.error or {}, entry.body))
     else:
         failures.unlink(missing_ok=True)
         failures = None
+    write_answers(journal, total, output, order=order, totals=totals, given_up=given_up)
+    return failures
+
+
+def write_answers(
+    journal: Answers,
+    total: int,
+    output: Path,
+    *,
+    order: Order = "input",
+    totals: Totals | None = None,
+    given_up: Callable[[], bool] = lambda: False,
+) -> None:
+    """Write the answers that there are. Raises as `publish` does."""
     with replacing(output) as file:
         writer = open_writer(file, output)
-        for index in rows(OK):
-            writer.write(outcome_of(index, journal.read(index)))
+        for index, entry in entries(journal, total, OK, order=order, given_up=given_up):
+            if totals is not None:
+                totals.add(entry)
+            writer.write(outcome_of(index, entry))
         writer.close()
-    return failures
+
+
+def entries(
+    journal: Answers,
+    total: int,
+    state: int,
+    *,
+    order: Order = "input",
+    given_up: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[int, Entry]]:
+    """Give (index, entry) of the rows in this state, in the order of the input or as they finished."""
+    for index in range(total) if order == "input" else journal.as_finished():
+        if index < total and journal.state(index) == state:
+            if given_up():
+                raise GivenUpError
+            yield index, journal.read(index)
 
 
 def outcome_of(index: int, entry: Entry) -> Outcome:
     """Give the outcome of a row that succeeded, as far as the journal knows it."""
-    usage = Usage(prompt_tokens=entry.prompt_tokens, completion_tokens=entry.completion_tokens)
+    usage = Usage(
+        prompt_tokens=entry.prompt_tokens,
+        completion_tokens=entry.completion_tokens,
+        prompt_tokens_details=TokenDetails(cached_tokens=entry.cached_tokens) if entry.cached_tokens else None,
+    )
     response = Response(
         body=entry.body,
         usage=usage if usage.total_tokens else None,
@@ -73,38 +122,16 @@ def outcome_of(index: int, entry: Entry) -> Outcome:
         endpoint=entry.endpoint,
         attempts=entry.attempts,
         cached=entry.cached,
+        cost=entry.cost,
     )
     return Outcome(index=index, custom_id=entry.custom_id, response=response)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Write a file that takes its name only when it is whole and on the disk. The caller holds the job's lock.
-
-    A symbolic link stays one: what it points to is written.
-    """
-    path = Path(os.path.realpath(path))
-    partial = path.with_name(f".{path.name}.partial")
-    partial.unlink(missing_ok=True)  # left by a killed process
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(partial, flags, 0o666)
-    try:
-        with os.fdopen(fd, "wb", buffering=1 << 20) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
 
 
 def check_places(
     output: Path, source: Path | None, *, journal: Path, overwrite: bool, summary: Path | None = None
 ) -> None:
     """Refuse, before anything is sent, an output that cannot or must not be written. Raises ConfigError."""
-    for name in (output, failures_path(output), journal):
+    for name in (output, failures_path(output), journal, manifest_path(output)):
         try:
             os.lstat(name.with_name(f".{name.name}.partial"))
         except (FileNotFoundError, NotADirectoryError):
@@ -120,7 +147,12 @@ def check_places(
         raise ConfigError(f"the output {output} is a directory; name a file")
     if output.name.endswith(_ERRORS):
         raise ConfigError(f"{output} is the name of a file of failures; give another output")
-    places = {"output": output, "failures file": failures_path(output), "journal": journal}
+    places = {
+        "output": output,
+        "failures file": failures_path(output),
+        "journal": journal,
+        "manifest": manifest_path(output),
+    }
     for what, path in places.items():
         if source is not None and _is_same(path, source):
             raise ConfigError(f"the input {source} is also the {what} of this job; give another output")
@@ -132,6 +164,8 @@ def check_places(
             f"{failures} exists and is not of this job, which would replace it: move it away, give another output, "
             "or write over it with overwrite=True"
         )
+    if not overwrite and not journal.exists():
+        read_manifest(manifest_path(output))
     if source is not None and summary is not None and _is_same(source, summary):
         raise ConfigError(f"the summary {summary} is also the input of this job; give another file")
 

@@ -11,19 +11,23 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from zlib import crc32
 
 import msgspec
 
+from ..answers import Usage
 from ..errors import ConfigError, DeadlineExceededError, JobConflictError, LLMError, StoppedError
 from ..formats.base import BREATH, Reader, check_model, check_output, reopened
-from ..types import Outcome, Row, _without_secrets
+from ..types import Outcome, Response, Row, _without_secrets
 from .ahead import Ahead
 from .frames import FAILED, OK
 from .journal import Durability, Entry, Identity, Journal, JournalError, journal_path
-from .publish import GivenUpError, check_places, failures_path, publish
+from .manifest import Ledger
+from .mounts import shared_filesystem
+from .publish import ORDERS, GivenUpError, Order, check_places, failures_path, publish
+from .result import JobResult
 from .workers import Executes, Workers, outcomes
 
 __all__ = ["Executes", "Job", "JobResult", "JournalError", "outcomes", "run_job"]
@@ -36,42 +40,6 @@ _MOST_MISFITS = 10_000  # held back until it is known whose mistake they are
 COMPLAINTS = 10
 
 
-class JobResult(msgspec.Struct, frozen=True, kw_only=True):
-    """How a run ended. `done` = `ok` + `failed` rows of `total` (None while the input was not read to its end).
-
-    `skipped` were answered by earlier runs, `cached` came from the cache in this one. `interrupted` by `stop()`;
-    `stopped` says why the job gave up by itself. Where neither is set, `output` is whole, and `failures` is the file
-    of the rows that failed (None: none did); `reasons` has the first message of each class of this run's failures, and
-    `may_pass` tells whether some may succeed when they are tried again. `damaged` places of the journal were skipped
-    and their rows run again.
-    """
-
-    total: int | None = None
-    done: int = 0
-    ok: int = 0
-    failed: int = 0
-    skipped: int = 0
-    cached: int = 0
-    interrupted: bool = False
-    stopped: str | None = None
-    output: Path
-    failures: Path | None = None
-    reasons: dict[str, str] = {}
-    may_pass: bool = False
-    journal: Path
-    damaged: int = 0
-    elapsed: float = 0.0
-
-    @property
-    def finished(self) -> bool:
-        return not self.interrupted and self.stopped is None
-
-    @property
-    def nothing_to_do(self) -> bool:
-        """True if every row was answered by earlier runs."""
-        return self.finished and bool(self.total) and self.skipped == self.total
-
-
 class Job:
     """One run of one input into one output.
 
@@ -79,6 +47,10 @@ class Job:
     `fatal_after` errors in a row that condemn the key (no credit, wrong key), and no success between them, the job
     stops instead of failing every row. `base_url`, where one was given, is part of what makes it this job.
     `durability` "full" has a row on the disk within 20 ms, "normal" in a second.
+
+    `retry_failed`: None asks what failed and what is missing, False only what is missing, True only what failed.
+    `force` goes on where input or parameters changed, and keeps the answers as they are. `order` is that of the output.
+    `command`, without prompts, is what to call for another run; it goes into the manifest.
     """
 
     def __init__(
@@ -93,7 +65,15 @@ class Job:
         concurrency: int | None = None,
         grace: float = 30.0,
         fatal_after: int = 10,
+        retry_failed: bool | None = None,
+        force: bool = False,
+        order: Order = "input",
+        command: Sequence[str] = (),
     ) -> None:
+        if order not in ORDERS:
+            raise ConfigError(f"order must be one of {', '.join(ORDERS)}; not {order!r}")
+        if overwrite and (force or retry_failed is not None):
+            raise ConfigError("overwrite=True starts anew: it has no use for force or retry_failed")
         self.output = Path(output)
         self.journal_path = journal_path(self.output)
         self.skipped = self.cached = self.bad = 0
@@ -108,6 +88,13 @@ class Job:
         self._concurrency = concurrency or min(engine.concurrency or DEFAULT_CONCURRENCY, DEFAULT_CONCURRENCY)
         self._grace = grace
         self._fatal_after = fatal_after
+        self._retry_failed = retry_failed
+        self._force = force
+        self._order: Order = order
+        self._command = command
+        self._ledger: Ledger | None = None
+        self.passed = 0  # rows that this run was not to ask: those that failed, or those that are missing
+        self.changed = 0  # rows whose answer was kept by force, though they are others now
         self._began = 0.0
         self._journal: Journal | None = None
         self._workers: Workers | None = None
@@ -134,11 +121,16 @@ class Job:
     @property
     def done(self) -> int:
         """Rows with an answer or a final error so far, those of earlier runs with an answer included."""
-        return self.skipped + self._finished_now
+        return self.kept + self._finished_now
+
+    @property
+    def kept(self) -> int:
+        """Rows that are as an earlier run left them: answered, or failed and not to be asked again."""
+        return self.skipped + (self.passed if self._retry_failed is False else 0)
 
     @property
     def _finished_now(self) -> int:
-        return self._read - self.skipped - len(self._under_way)
+        return self._read - self.skipped - self.passed - len(self._under_way)
 
     @property
     def in_flight(self) -> int:
@@ -156,6 +148,8 @@ class Job:
         """Run to the end, or until stopped. Raises ConfigError before anything is sent, JournalError if the disk
         fails; whatever was answered until then is kept, and the same job run again goes on."""
         journal = self._journal or await self.open()
+        ledger, result = self._ledger, None
+        assert ledger is not None
         try:
             if journal.damaged or journal.torn_bytes:
                 logger.warning(
@@ -163,22 +157,47 @@ class Job:
                     *(journal.path, journal.damaged, journal.torn_bytes),
                 )
             if self._is_complete(journal):
-                self.skipped = self._read = journal.ok
+                self.skipped, self.passed = journal.ok, journal.failed
+                self._read = self.skipped + self.passed
                 self._all_read = True
                 return self._result(journal.total, None)
-            await self._ask(journal)
-            if not self._all_read or self._stopped is not None or self._under_way:
-                await asyncio.to_thread(journal.sync)
-                return self._result(None, None)
-            journal.finish(self._read)
-            await asyncio.to_thread(journal.sync)
-            try:
-                return self._result(self._read, await self._published(journal))
-            except GivenUpError:
-                return self._result(None, None)
+            await asyncio.to_thread(ledger.begin, anew=self._overwrite)
+            result = await self._run(journal)
+            return result
         finally:
             self._journal = None
-            await asyncio.shield(asyncio.to_thread(journal.close if _is_kept(journal) else journal.discard))
+            await asyncio.shield(asyncio.to_thread(self._close, journal, ledger, result))
+
+    async def _run(self, journal: Journal) -> JobResult:
+        await self._ask(journal)
+        if self._all_read and self._retry_failed and self.passed and self._stopped is None:
+            self._stopped = f"{self.passed:,} rows were never asked, and retry_failed=True asks only those that failed"
+        if not self._all_read or self._stopped is not None or self._under_way:
+            await asyncio.to_thread(journal.sync)
+            return self._result(None, None)
+        journal.finish(self._read)
+        await asyncio.to_thread(journal.sync)
+        try:
+            return self._result(self._read, await self._published(journal))
+        except GivenUpError:
+            return self._result(None, None)
+
+    def _close(self, journal: Journal, ledger: Ledger, result: JobResult | None) -> None:
+        """Let go of the journal, after the manifest: the lock guards that, too."""
+        try:
+            if not _is_kept(journal):
+                ledger.discard()
+            elif ledger.began:
+                state = "stopped" if result is None or result.stopped else "interrupted" if result.interrupted else ""
+                ledger.end(
+                    state or "finished",
+                    ok=journal.ok,
+                    failed=journal.failed,
+                    elapsed=time.monotonic() - self._began,
+                    failures=None if result is None else result.failures,
+                )
+        finally:
+            (journal.close if _is_kept(journal) else journal.discard)()
 
     def stop(self) -> None:
         """Send nothing more and let what is in flight finish within `grace` seconds; asked twice, give it up at once.
@@ -213,10 +232,25 @@ class Job:
                 "give another output, or write over it with overwrite=True"
             )
         check_model(self._reader)
+        if self._retry_failed and not self.journal_path.exists():
+            raise ConfigError(
+                f"there is no {self.journal_path}, and so no rows that failed: run without retry_failed=True"
+            )
         identity = identify(self._reader, self._base_url)
-        journal = Journal.open(self.journal_path, identity, overwrite=self._overwrite, durability=self._durability)
+        if kind := shared_filesystem(self.output.parent):
+            logger.warning("%s is on %s, where locks may not hold: run one job there once at a time", self.output, kind)
+        journal = Journal.open(
+            self.journal_path, identity, overwrite=self._overwrite, force=self._force, durability=self._durability
+        )
         try:
-            self._unchanged = bool(identity.fingerprint) and not journal.input_changed
+            self._ledger = Ledger(self.output, self._reader.path, identity, self._command)
+            self._unchanged = bool(identity.fingerprint) and not journal.input_changed and not journal.differences
+            if journal.differences:
+                logger.warning(
+                    "%s goes on by force: it differs in %s; its %d answers stay as they are",
+                    *(journal.path, ", ".join(journal.differences), journal.ok),
+                )
+                journal.take_over(identity)
             if journal.input_changed:
                 self._compare(journal)
                 journal.take_over(identity)
@@ -248,8 +282,11 @@ class Job:
     def _is_complete(self, journal: Journal) -> bool:
         # Of a stream only reading it tells whether it is the same input.
         known = self._reader.path is not None and self._reader.pipe is None
-        complete = known and journal.total is not None and journal.ok == journal.total
-        return complete and self.output.exists() and not failures_path(self.output).exists()
+        if not known or journal.total is None or not self.output.exists():
+            return False
+        if self._retry_failed is False and failures_path(self.output).exists():
+            return journal.ok + journal.failed == journal.total
+        return journal.ok == journal.total and not failures_path(self.output).exists()
 
     async def _ask(self, journal: Journal) -> None:
         """Have every row answered that is not yet, and record the outcomes."""
@@ -304,10 +341,12 @@ class Job:
         states, seen = journal.states, journal.ids_seen
 
         def answered(index: int) -> bool:
-            if index >= len(states) or states[index] != OK:
+            state = states[index] if index < len(states) else 0
+            if state == OK:
+                self.skipped += 1
+            elif not self._is_passed(state):
                 return False
             self._read = index + 1
-            self.skipped += 1
             return True
 
         def needs_ids(index: int) -> bool:
@@ -334,15 +373,24 @@ class Job:
     def _is_answered(self, row: Row, journal: Journal) -> bool:
         """Tell whether an earlier run answered this row. JobConflictError where it was another one."""
         self._read = row.index + 1
-        if journal.state(row.index) != OK:
-            return False
-        if journal.check(row.index) != crc32(row.source):
+        state = journal.state(row.index)
+        if state != OK:
+            return self._is_passed(state)
+        if journal.check(row.index) != crc32(row.source) and self._force:
+            self.changed += 1
+        elif journal.check(row.index) != crc32(row.source):
             raise JobConflictError(
                 f"row {row.index} is not what it was when {journal.path} was written: the input changed; "
-                "give another output, or start anew with overwrite=True"
+                "give another output, go on and keep its answers with force=True, or start anew with overwrite=True"
             )
         self.skipped += 1
         return True
+
+    def _is_passed(self, state: int) -> bool:
+        """Tell whether a row without an answer is none that this run should ask."""
+        passed = self._retry_failed is not None and self._retry_failed != (state == FAILED)
+        self.passed += passed
+        return passed
 
     def _settle(self, journal: Journal, outcome: Outcome) -> None:
         """Record an outcome. Misfits (a ConfigError: no key, no such provider) are the whole job's mistake as long as
@@ -385,7 +433,7 @@ class Job:
             return
         journal.append(outcome.index, error is None, crc32(row.source), _entry(row, outcome))
         self._bad_under_way -= row.request is None
-        if not self._bad_under_way and self._read > journal.ids_seen:
+        if not self._bad_under_way and self._read > journal.ids_seen and not self._retry_failed:
             journal.ids_seen = self._read
 
     def _goes_on(self, error: LLMError) -> bool:
@@ -421,7 +469,13 @@ class Job:
 
     def _publish(self, journal: Journal) -> Path | None:
         try:
-            return publish(journal, self._read, self.output, given_up=lambda: self._given_up)
+            totals = self._ledger.totals if self._ledger is not None else None
+            return publish(
+                *(journal, self._read, self.output),
+                order=self._order,
+                totals=totals,
+                given_up=lambda: self._given_up,
+            )
         except OSError as error:
             raise JournalError(
                 f"cannot write {self.output}: {error.strerror or error}; every answer is in {journal.path}, "
@@ -438,6 +492,7 @@ class Job:
             ok=ok,
             failed=failed,
             skipped=self.skipped,
+            passed=self.passed,
             cached=self.cached,
             interrupted=total is None and self._stopped is None,
             stopped=self._stopped,
@@ -493,18 +548,17 @@ def _entry(row: Row, outcome: Outcome) -> Entry:
     response, error = outcome.response, outcome.error
     if response is None:
         assert error is not None
-        answer = error.response
-        return Entry(
+        entry = Entry(
             custom_id=row.custom_id,
             line=row.line,
             status=error.status_code or 0,
             request_id=error.request_id,
-            body=b"" if answer is None else answer.body,
             error=error.to_dict(),
             source=row.source,
             attempts=error.attempts,
             endpoint=error.endpoint,
         )
+        return entry if error.response is None else _with_answer(entry, error.response)
     usage = response.usage
     return Entry(
         custom_id=row.custom_id,
@@ -518,4 +572,19 @@ def _entry(row: Row, outcome: Outcome) -> Entry:
         cached=response.cached,
         endpoint=response.endpoint,
         finish_reason=response.finish_reason,
+        cached_tokens=usage.cached_tokens if usage is not None else 0,
+        cost=response.cost,
+    )
+
+
+def _with_answer(entry: Entry, answer: Response) -> Entry:
+    """The answer that a failed row got all the same, and paid for."""
+    usage = answer.usage or Usage()
+    return msgspec.structs.replace(
+        entry,
+        body=answer.body,
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        cached_tokens=usage.cached_tokens,
+        cost=answer.cost,
     )

@@ -1,0 +1,45 @@
+"""The command that runs a job again: what of it may be kept in the manifest, and how it is put together from there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..jobs.journal import Identity
+
+_PROMPTS = ("--prompt", "--system")  # the journal has them; the manifest, which may be shown around, has not
+_PLACES = ("--output", "-o")  # a job may be moved
+_ONCE = ("--overwrite", "--force", "--retry-failed", "--no-retry-failed", "--dry-run")
+_USER_INFO = re.compile(r"(?<=://)[^/@\s]*@")
+
+
+def command_to_keep(arguments: Sequence[str]) -> list[str]:
+    """Give the arguments of a run without prompts, secrets, its output and what was meant for that one run."""
+    kept, skip = [], False
+    for word in arguments:
+        name = word.partition("=")[0]
+        if skip or name in _ONCE:
+            skip = False
+        elif name in _PROMPTS or name in _PLACES:
+            skip = "=" not in word
+        elif name.startswith("-o") and not name.startswith("--"):
+            continue
+        else:
+            kept.append(_USER_INFO.sub("", word))
+    return kept
+
+
+def command_again(kept: Sequence[str], output: Path, identity: Identity) -> list[str]:
+    """Give the arguments of the next run: what was kept, and what of the job came from elsewhere."""
+    words = [*kept, f"--output={output.absolute()}"]
+    values = (
+        ("--prompt", identity.prompt),
+        ("--system", identity.system),
+        ("--model", identity.model or None),
+        ("--base-url", identity.base_url),
+    )
+    for flag, value in values:
+        if value is not None and not any(word.partition("=")[0] == flag for word in words):
+            words.append(f"{flag}={value}")
+    return words

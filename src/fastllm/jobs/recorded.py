@@ -1,0 +1,113 @@
+"""Recorded: a journal that is only read, without its lock; also one that is being written, as far as it is."""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from ..errors import ConfigError
+from .frames import END, FAILED, OK, Scan, read_frame
+from .journal import _OPEN_END, Entry, Identity, JournalError, _existing_layout, _identity, _unpack
+
+
+class Recorded:
+    """What a journal holds; a context manager. `total` is the number of the input's rows once that is known.
+
+    Raises ConfigError where it cannot be read, JobConflictError where it is newer or no journal.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.total: int | None = None
+        self.damaged = 0
+        self.identity: Identity | None = None
+        self._states = bytearray()
+        self._offsets = array("q")
+        try:
+            self.fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
+        try:
+            self._layout = _existing_layout(path, self.fd, False)
+            self._end = os.fstat(self.fd).st_size
+            self._scan()
+        except OSError as error:
+            os.close(self.fd)
+            raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
+        except BaseException:
+            os.close(self.fd)
+            raise
+
+    def _scan(self) -> None:
+        if self._layout is None:
+            return
+        try:
+            self.identity = _identity.decode(self._layout.identity)
+        except msgspec.DecodeError:
+            raise ConfigError(f"the header of {self.path} cannot be read") from None
+        scan = Scan(self.fd, self._layout, self._end)
+        states, offsets = self._states, self._offsets
+        for offset, index, state, _ in scan:
+            if state == END:
+                self.total = None if index == _OPEN_END else index
+                continue
+            if index >= len(states):
+                more = index + 1 + len(states) // 8 + 64 - len(states)
+                states.extend(bytes(more))
+                offsets.frombytes(bytes(8 * more))
+            states[index] = OK if state == OK else FAILED
+            offsets[index] = offset
+        self.damaged = scan.damaged
+
+    @property
+    def rows(self) -> int:
+        """As many rows as there may be anything of."""
+        return len(self._states) if self.total is None else self.total
+
+    @property
+    def ok(self) -> int:
+        return self._states.count(OK, 0, self.rows)
+
+    @property
+    def failed(self) -> int:
+        return self._states.count(FAILED, 0, self.rows)
+
+    def state(self, index: int) -> int:
+        return self._states[index] if index < len(self._states) else 0
+
+    def read(self, index: int) -> Entry:
+        """Give back what was recorded of a done row. JournalError if it is damaged."""
+        try:
+            found = read_frame(self.fd, self._layout, self._offsets[index]) if self._layout is not None else None
+            if found is not None and found[0] == index:
+                return _unpack(found[2])
+        except (OSError, msgspec.DecodeError):
+            pass
+        raise JournalError(f"{self.path} is damaged at row {index}; run the job again: that row is asked anew")
+
+    def as_finished(self) -> Iterator[int]:
+        """Give the rows in the order in which they got their last outcome."""
+        if self._layout is not None:
+            for offset, index, state, _ in Scan(self.fd, self._layout, self._end):
+                if state != END and self.state(index) and self._offsets[index] == offset:
+                    yield index
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Recorded {self.path.name}: {self.ok} ok, {self.failed} failed>"
