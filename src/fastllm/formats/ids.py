@@ -3,9 +3,9 @@
 An id is known by its key, a 63-bit hash that is the same in every process. Two different ids with the same key would be
 taken for one; in ten million rows the chance is one in 180,000.
 
-Filters tell for sure that a key is new: Bloom filters whose four bits lie in one word, of 30 bits because Python is quick
-with those. A key that may be known is looked for among the keys of its part, of which the last are in memory and the
-others in the file, in chunks.
+Filters tell for sure that a key is new: Bloom filters whose four bits lie in one word, of 30 bits because Python is
+quick with those. A key that may be known is looked for among the keys of its part, of which the last are in memory and
+the others in the file, in chunks.
 """
 
 from __future__ import annotations
@@ -50,24 +50,15 @@ class SeenIds:
     """A set of keys that remembers the line of each."""
 
     __slots__ = (
-        "_buffers",
-        "_chunks",
-        "_fd",
-        "_full",
-        "_keys",
-        "_older",
-        "_room",
-        "_size",
-        "_words",
-        "_written",
-        "expected",
+        *("_buffers", "_chunks", "_fd", "_full", "_written"),
+        *("_keys", "_older", "_room", "_size", "_words", "expected"),
     )
 
     def __init__(self) -> None:
         self.expected = 0  # how many ids there may be, if somebody knows
         self._older: list[array[int]] = []  # the filters that are full
-        self._words = array("I")  # the one that takes new keys
-        self._size = 0  # words
+        self._words = array("I", [0])  # the one that takes new keys
+        self._size = 1  # words
         self._room = 0  # keys for which there is room in it
         self._keys = 0  # for which there was room in the filters
         self._buffers: list[bytearray] = []
@@ -80,8 +71,6 @@ class SeenIds:
         """Remember a key; give 0, or the line where it was seen before."""
         bits = _BITS[key & 4095]
         place = key >> 12
-        if not self._room:
-            self._extend()
         words = self._words
         at = place % self._size
         word = words[at]
@@ -89,6 +78,9 @@ class SeenIds:
             before = self._line(key)
             if before:
                 return before
+        if not self._room:
+            self._extend()
+            return self.add(key, line)
         words[at] = word | bits
         self._room -= 1
         part = place % _PARTS
@@ -114,7 +106,7 @@ class SeenIds:
 
     def _extend(self) -> None:
         """Make room in the filters."""
-        if not self._size:
+        if not self._keys:
             self._buffers = [bytearray() for _ in range(_PARTS)]
             self._chunks = [array("I") for _ in range(_PARTS)]
             self._room = max(self.expected, _FIRST_IDS)
