@@ -43,6 +43,7 @@ ONE_PLACE = {
     "pydantic": (),
     "starlette": ("gateway/",),
     "pyarrow": ("formats/parquet.py",),
+    "fsspec": ("formats/remote.py",),
     "ray": ("distributed/",),
     "redis": ("cache/redis.py", "leases/redis.py"),
 }

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callab
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Never, Self, TypedDict, Unpack, cast
+from typing import Any, Literal, Never, Self, TypedDict, Unpack, cast
 
 import msgspec
 
@@ -21,6 +21,8 @@ from .engine.events import Observer
 from .engine.stats import Snapshot, Stats
 from .errors import ConfigError
 from .formats.base import open_reader
+from .formats.columns import Columns
+from .formats.remote import Places, local_places
 from .jobs.journal import Durability
 from .jobs.publish import Order
 from .jobs.runner import DEFAULT_CONCURRENCY, Job, JobResult, outcomes
@@ -67,7 +69,21 @@ class RunParams(TypedDict, total=False):
     retry_failed: bool | None
     force: bool
     order: Order
+    input_format: str | None
+    output_format: str | None
+    keep: str | Sequence[str]
+    fields: str | Sequence[str]
+    columns: str | Sequence[str]
+    failures: Literal["file", "rows"]
     progress: Kind
+
+
+def _columns(options: RunParams) -> Columns:
+    failures = options.get("failures", "file")
+    if failures not in ("file", "rows"):
+        raise ConfigError(f"failures must be 'file' or 'rows', not {failures!r}")
+    given = (options.get("columns"), options.get("keep"), options.get("fields"))
+    return Columns.of(*given, failures=failures == "rows")
 
 
 class _Made(msgspec.Struct, frozen=True, kw_only=True, eq=False):
@@ -265,8 +281,12 @@ class AsyncFastLLM:
     ) -> JobResult:
         """Answer every row of a file into another, as `fastllm run` does; run it again to resume.
 
-        `source` is .jsonl, .csv or .tsv (each also .gz), `output` the same; failed rows are in a file beside it. Raises
-        ConfigError before anything is sent, and JobConflictError where `output` belongs to another job.
+        `source` is .jsonl, .csv, .tsv or .txt (a prompt a line), each also .gz or .zst, or .parquet or .arrow, `output`
+        the same but .txt; failed rows are in a file beside it. Raises ConfigError before anything is sent, and
+        JobConflictError where `output` belongs to another job.
+
+        `keep` names columns of the input that are to stand beside the answer ("*": all), `fields` those of answers that
+        are JSON, `columns` those of a table; with `failures="rows"` rows that failed are in the output, too.
 
         `retry_failed=False` asks only rows that were never asked, True only those that failed; by default both.
         `force` goes on where input or parameters changed; answers stay as they are. `order` is "input" or "finished".
@@ -282,19 +302,29 @@ class AsyncFastLLM:
         began: Callable[[Job], object] = lambda job: None,
     ) -> JobResult:
         """Run the job; `began` gets it as soon as there is one, to stop it."""
+        with local_places(source, output) as places:
+            result = await self._run_local(places, model, options, began)
+            if result.finished:
+                await asyncio.to_thread(places.upload, result.failures, only_if_missing=result.nothing_to_do)
+        return result
+
+    async def _run_local(
+        self, places: Places, model: str, options: RunParams, began: Callable[[Job], object]
+    ) -> JobResult:
         shape: Any = options.get("schema")
         with open_reader(
-            source,
+            places.source,
             model=model,
             prompt=options.get("prompt"),
             system=options.get("system"),
             params=options.get("params"),
             schema=None if shape is None else Schema.of(shape, retries=options.get("schema_retries")),
+            format=options.get("input_format"),
         ) as reader:
             job = Job(
                 self.engine,
                 reader,
-                output,
+                places.output,
                 concurrency=self._workers,
                 base_url=self._options.base_url,
                 overwrite=options.get("overwrite", False),
@@ -302,6 +332,8 @@ class AsyncFastLLM:
                 retry_failed=options.get("retry_failed"),
                 force=options.get("force", False),
                 order=options.get("order", "input"),
+                columns=_columns(options),
+                output_format=options.get("output_format"),
             )
             began(job)
             shown = make_progress(

@@ -1,4 +1,4 @@
-"""What users hand to the verbs for many requests becomes Rows: requests, dicts, JSON lines, prompts, templates."""
+"""What users hand to the verbs for many requests becomes Rows: requests, dicts, JSON lines, prompts, tables."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from .errors import ConfigError, InvalidRequestError
+from .formats.parquet import rows_of_stream
 from .formats.rows import BATCH, Intake, Recipe
 from .formats.template import Template as FileTemplate
 from .params import call_options
@@ -100,6 +101,8 @@ def _safely(intake: Intake, make: Callable[[], Row]) -> Row:
 
 
 def _each(items: Iterable[Any] | AsyncIterable[Any], make: Callable[[Any], Row]) -> Iterable[Row] | AsyncIterable[Row]:
+    if hasattr(items, "__arrow_c_stream__"):
+        items = rows_of_stream(items)  # a data frame would iterate its columns' names
     return _async_each(items, make) if isinstance(items, AsyncIterable) else _sync_each(items, make)
 
 

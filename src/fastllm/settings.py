@@ -19,6 +19,8 @@ from typing import Any
 import msgspec
 
 from .errors import ConfigError
+from .formats.base import READ, WRITTEN
+from .formats.columns import DEFAULT, NAMES, Columns
 from .options import CachePolicy, Limits, Retry, Timeout
 from .schema.base import Schema
 from .types import _without_secrets
@@ -92,6 +94,18 @@ SETTINGS: dict[str, Setting] = {
         Setting(
             "order", str, "Order of the answers: as in the input, or as they came.", "input", ("input", "finished")
         ),
+        Setting("input_format", str, "What INPUT is. [default: its suffix tells; of -: jsonl]", None, READ),
+        Setting("output_format", str, "What OUT is to be. [default: its suffix tells]", None, WRITTEN),
+        Setting("keep", str, "Columns of the input to stand beside the answer: a,b or *."),
+        Setting("fields", str, "Fields of answers that are JSON, to stand beside the text: a,b.c."),
+        Setting("columns", str, f"Columns of a table, of {', '.join(NAMES)}. [default: {','.join(DEFAULT)}]"),
+        Setting(
+            "failures",
+            str,
+            "Where rows that failed are told: only beside OUT, or also as rows of it.",
+            "file",
+            ("file", "rows"),
+        ),
         Setting("progress", str, "What to show meanwhile.", "auto", ("auto", "rich", "plain", "none")),
         Setting("summary_json", str, "File for the summary as JSON."),
     )
@@ -144,6 +158,12 @@ class Settings:
                 raise ConfigError("--schema-retries says how often to ask for an answer that fits: give --schema, too")
             return None
         return Schema.of(Path(self["schema"]), retries=self["schema_retries"])
+
+    def shape(self) -> Columns:
+        """What the output holds."""
+        with self._by_origin():
+            given = (self["columns"], self["keep"], self["fields"])
+            return Columns.of(*given, failures=self["failures"] == "rows")
 
     @contextmanager
     def _by_origin(self) -> Iterator[None]:

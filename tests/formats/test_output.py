@@ -117,7 +117,7 @@ CALL = {
         ({"choices": [{"message": CALL}, {"message": {"content": "b"}}]}, [CALL, "b"]),
         ({"data": [{"embedding": [0.1, -2]}]}, [0.1, -2]),
         ({"data": [{"embedding": [0.1]}, {"embedding": [0.2]}]}, [[0.1], [0.2]]),
-        ({"data": [{"embedding": "AAAA"}]}, '"AAAA"'),
+        ({"data": [{"embedding": "AAAA"}]}, "AAAA"),
         ({"output": [{"type": "message", "content": [{"text": "a"}]}, {"type": "reasoning"}]}, "a"),
         ({"output": [{"type": "function_call", "name": "f"}]}, [{"type": "function_call", "name": "f"}]),
         ({"results": [{"flagged": True}]}, [{"flagged": True}]),
@@ -171,5 +171,5 @@ def test_each_writer(tmp_path: Path, name: str) -> None:
 
 def test_unknown_suffixes() -> None:
     with pytest.raises(ConfigError, match="known are"):
-        check_output(Path("o.parquet"))
+        check_output(Path("o.xlsx"))
     check_output(Path("o.jsonl.gz"))

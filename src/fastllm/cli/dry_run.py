@@ -171,9 +171,10 @@ def show(source: str, output: Path, settings: Settings, *, overwrite: bool, forc
         system=settings["system"],
         params=params,
         schema=settings.schema(),
+        format=settings["input_format"],
     ) as reader:
         journal = journal_path(output)
-        check_output(output)
+        check_output(output, settings.shape(), format=settings["output_format"], like=reader)
         check_places(output, reader.path, journal=journal, overwrite=overwrite)
         if not overwrite and not journal.exists() and output.exists():
             raise JobConflictError(f"{output} exists and is of no job that could be resumed: give another --output")

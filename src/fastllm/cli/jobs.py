@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,15 @@ import click
 import msgspec
 
 from ..errors import ConfigError
-from ..formats.base import check_output
+from ..formats.base import Reader, check_output, open_reader
 from ..jobs.catalog import Found, files_of, find_jobs, look, output_of, remove
 from ..jobs.journal import journal_path
-from ..jobs.manifest import Totals, description, manifest_path
-from ..jobs.publish import ORDERS, Order, entries, failures_path, write_answers
+from ..jobs.manifest import Totals, description, manifest_path, read_manifest
+from ..jobs.publish import NOT_THERE, ORDERS, Order, Shape, entries, failures_path, write_answers
 from ..jobs.recorded import Recorded
 from ..policy.budget import dollars
 from .again import command_again
+from .options import setting_options, settings_of
 from .say import say
 
 _OUT = click.argument("output", metavar="OUT", type=click.Path(path_type=Path))
@@ -141,11 +143,13 @@ def resume(output: Path, more: tuple[str, ...]) -> Any:
 @_OUT
 @click.argument("target", metavar="FILE", type=click.Path(path_type=Path))
 @click.option("--order", type=click.Choice(ORDERS), default="input", help="Order of the answers. [default: input]")
+@setting_options("keep", "fields", "columns", "failures", "output_format")
 @click.option("--overwrite", is_flag=True, help="Write over FILE where it exists.")
-def export(output: Path, target: Path, order: Order, overwrite: bool) -> None:
-    """Write the answers that there are so far to FILE, .jsonl, .csv or .tsv; also while the job runs."""
+def export(output: Path, target: Path, order: Order, overwrite: bool, **flags: Any) -> None:
+    """Write the answers that there are so far to FILE, .jsonl or a table; also while the job runs."""
     output = output_of(output)
-    check_output(target)
+    settings = settings_of(flags)
+    shape = Shape(columns=settings.shape(), format=settings["output_format"], order=order)
     own = (output, journal_path(output), failures_path(output), manifest_path(output))
     if any(
         target.absolute() == path.absolute() or (target.exists() and path.exists() and target.samefile(path))
@@ -154,9 +158,23 @@ def export(output: Path, target: Path, order: Order, overwrite: bool) -> None:
         raise ConfigError(f"{target} is a file of the job itself; give another")
     if target.exists() and not overwrite:
         raise ConfigError(f"{target} exists; give another file, or --overwrite")
-    with Recorded(journal_path(output)) as recorded:
-        write_answers(recorded, recorded.rows, target, order=order)
-        say(f"{recorded.ok:,} answers in {target}; {recorded.failed:,} rows failed")
+    with ExitStack() as opened:
+        recorded = opened.enter_context(Recorded(journal_path(output)))
+        if shape.columns.keep and (source := _input_of(output, recorded)) is not None:
+            shape.reader = opened.enter_context(source)
+        check_output(target, shape.columns, format=shape.format, like=shape.reader)
+        write_answers(recorded, recorded.rows, target, shape=shape)
+    say(f"{recorded.ok:,} answers in {target}; {recorded.failed:,} rows failed")
+    if shape.without_source:
+        say(f"fastllm: warning: {shape.without_source:,} rows {NOT_THERE}")
+
+
+def _input_of(output: Path, recorded: Recorded) -> Reader | None:
+    """Open the input of a job once more, for its columns; None where it was a stream: the journal has its rows."""
+    manifest, job = read_manifest(manifest_path(output)), recorded.identity
+    if manifest is None or manifest.input is None or job is None:
+        return None
+    return open_reader(manifest.input, format=manifest.input_format, prompt=job.prompt, system=job.system)
 
 
 @command.command()

@@ -20,10 +20,11 @@ from ..engine.engine import Engine
 from ..engine.stats import Snapshot
 from ..errors import ConfigError
 from ..formats.base import Reader, open_reader
+from ..formats.remote import Places, local_places
 from ..formats.rows import unsent_words
 from ..formats.template import Template
 from ..jobs.journal import journal_path
-from ..jobs.publish import check_places
+from ..jobs.publish import NOT_THERE, check_places
 from ..jobs.runner import DEFAULT_CONCURRENCY, Job, JobResult, JournalError
 from ..progress import Kind, Summary, make_progress, show_summary, summary, with_unseen
 from ..settings import Settings
@@ -61,6 +62,12 @@ SETTINGS = (
     "budget",
     "prices",
     "unknown_price",
+    "input_format",
+    "output_format",
+    "keep",
+    "fields",
+    "columns",
+    "failures",
     "durability",
     "order",
     "progress",
@@ -84,7 +91,7 @@ class Again(msgspec.Struct, frozen=True, kw_only=True):
     required=True,
     envvar="FASTLLM_OUTPUT",
     metavar="OUT",
-    help="Answers: .jsonl in OpenAI's batch shape, or .csv, .tsv.",
+    help="Answers: .jsonl in OpenAI's batch shape, or a table: .csv, .tsv, .parquet, .arrow.",
 )
 @setting_options(*SETTINGS)
 @click.option(
@@ -114,26 +121,41 @@ class Again(msgspec.Struct, frozen=True, kw_only=True):
 def command(
     source: str, output: str, overwrite: bool, force: bool, retry_failed: bool | None, dry_run: bool, **flags: Any
 ) -> int:
-    """Answer every row of INPUT (.jsonl, .csv, .tsv, each also .gz or .zst; - is standard input) and write OUT.
+    """Answer every row of INPUT and write OUT.
+
+    INPUT is .jsonl, .csv, .tsv or .txt (a prompt a line), each also .gz or .zst, or .parquet, .arrow; - is standard
+    input.
 
     Run the same command again to resume: rows that have their answer are not sent again.
     """
     settings = settings_of(flags)
     check_model(settings)
-    if dry_run:
-        return dry.show(source, Path(output), settings, overwrite=overwrite, force=force)
-    logging.basicConfig(handlers=[Saying()], level=logging.WARNING)
-    model, target = settings["model"] or "", Path(output)
+    again = Again(overwrite=overwrite, force=force, retry_failed=retry_failed)
+    with local_places(source, output) as places:
+        if dry_run:
+            return dry.show(places.source, places.output, settings, overwrite=overwrite, force=force)
+        logging.basicConfig(handlers=[Saying()], level=logging.WARNING)
+        return _done(source, places, settings, again)
+
+
+def _done(source: str, places: Places, settings: Settings, again: Again) -> int:
+    """Run the job and give its exit status."""
+    model, target = settings["model"] or "", places.output
     # A missing key or an unknown provider ends the run before there is a job. Only where a local model would have to
     # start, and there is an output already, does it start with the first row that is still to be asked.
     at_once = bool(model) and not (model.startswith(LOCAL) and target.exists())
     params = {name: settings[name] for name in ("temperature", "max_tokens") if settings[name] is not None}
     schema = settings.schema()
     with open_reader(
-        source, model=model, prompt=settings["prompt"], system=settings["system"], params=params, schema=schema
+        places.source,
+        model=model,
+        prompt=settings["prompt"],
+        system=settings["system"],
+        params=params,
+        schema=schema,
+        format=settings["input_format"],
     ) as reader:
-        summary_file = _summary_file(settings["summary_json"], reader, target, overwrite=overwrite)
-        again = Again(overwrite=overwrite, force=force, retry_failed=retry_failed)
+        summary_file = _summary_file(settings["summary_json"], reader, target, overwrite=again.overwrite)
         options = EngineOptions(
             base_url=settings["base_url"],
             api_key=settings.api_key(os.environ),
@@ -152,6 +174,8 @@ def command(
                 )
         except JournalError as error:
             raise click.ClickException(str(error)) from None
+    if result.finished:
+        places.upload(result.failures, only_if_missing=result.nothing_to_do)
     if not result.nothing_to_do and settings["progress"] != "none":
         show_summary(found)
     _tell(result, bad=status == 2)
@@ -188,6 +212,8 @@ async def _run(
             base_url=settings["base_url"],
             durability=settings["durability"],
             order=settings["order"],
+            columns=settings.shape(),
+            output_format=settings["output_format"],
             command=command_to_keep(sys.argv[1:]),
             concurrency=min(engine.concurrency or DEFAULT_CONCURRENCY, settings["concurrency"] or DEFAULT_CONCURRENCY),
             grace=GRACE,
@@ -304,7 +330,9 @@ def _tell(result: JobResult, *, bad: bool) -> None:
         say(f"no row is done; begin again with:\n  {_command()}")
     elif result.interrupted:
         say(f"{result.done:,} rows are done and kept in {result.journal}; go on with:\n  {_command()}")
-    elif result.failures is not None:
+    if result.without_source:
+        say(f"fastllm: warning: {result.without_source:,} rows {NOT_THERE}")
+    if result.finished and result.failures is not None and not result.nothing_to_do:
         rows = "1 row" if result.failed == 1 else f"{result.failed:,} rows"
         ways = ["the same command tries again"] if result.may_pass else []
         ways += ["bad rows may be mended in the input, and the same command asks them"] if bad else []

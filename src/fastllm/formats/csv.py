@@ -17,10 +17,10 @@ import msgspec
 
 from ..errors import ConfigError
 from ..types import Row
-from .files import BROKEN, MAX_LINE_BYTES, fingerprint, lines, open_bytes
+from .files import BROKEN, MAX_LINE_BYTES, STDIN, fingerprint, lines, open_bytes, stdin_bytes
 from .ids import MADE_UP
 from .jsonl import BOM
-from .rows import PARAMETERS, SOURCE_BYTES, Intake, Recipe, not_utf8
+from .rows import PARAMETERS, SOURCE_BYTES, Intake, Recipe, check_header, not_utf8
 
 # Parameters that are always text, so that a `user` 007 stays what it is.
 _TEXT_COLUMNS = {
@@ -37,10 +37,11 @@ class CSVReader:
     """Iterates the rows of a file, lazily and once. ConfigError for a header that cannot be used."""
 
     def __init__(
-        self, path: str | Path, recipe: Recipe, *, delimiter: str = ",", max_line_bytes: int = MAX_LINE_BYTES
+        self, source: str | Path, recipe: Recipe, *, delimiter: str = ",", max_line_bytes: int = MAX_LINE_BYTES
     ) -> None:
         self.recipe = recipe
-        self.path: Path | None = Path(path)
+        self.path: Path | None = None if source == STDIN else Path(source)
+        self.format = ".csv" if delimiter == "," else ".tsv"
         self.count_hint: int | None = None
         self._max = max_line_bytes
         self._delimiter = delimiter
@@ -49,7 +50,7 @@ class CSVReader:
         self._intake = Intake(recipe)
         # Process-wide, as the stdlib has it; only ever raised.
         csv.field_size_limit(max(csv.field_size_limit(), max_line_bytes))
-        self._file, self.pipe = open_bytes(self.path)
+        self._file, self.pipe = stdin_bytes() if self.path is None else open_bytes(self.path)
         try:
             self._parser = csv.reader(self._text(), delimiter=delimiter, strict=True)
             self.header = self._read_header()
@@ -57,26 +58,22 @@ class CSVReader:
             self._file.close()
             raise
 
+    @property
+    def name(self) -> str:
+        return "standard input" if self.path is None else str(self.path)
+
     def _read_header(self) -> list[str]:
         try:
             header = [name.strip() for name in next(self._parser, [])]
         except csv.Error as error:
-            raise ConfigError(f"the header of {self.path} cannot be read: {error}") from None
+            raise ConfigError(f"the header of {self.name} cannot be read: {error}") from None
         except BROKEN as error:
-            raise ConfigError(f"cannot read {self.path}: {error}") from None
+            raise ConfigError(f"cannot read {self.name}: {error}") from None
         if self._broken:
-            raise ConfigError(f"the header of {self.path} cannot be read: {self._broken}")
+            raise ConfigError(f"the header of {self.name} cannot be read: {self._broken}")
         if not header:
-            raise ConfigError(f"{self.path} is empty: its first line must name the columns, such as prompt")
-        twice = sorted({name for name in header if header.count(name) > 1})
-        if twice:
-            raise ConfigError(f"the header of {self.path} names a column twice: {', '.join(map(repr, twice))}")
-        if header and self.recipe.prompt is not None:
-            self._intake.check_columns(header)
-        elif header and not {"prompt", "messages", "input", "body"}.intersection(header):
-            raise ConfigError(
-                f"{self.path} has no column 'prompt'; give prompt=… with some of {{{'}, {'.join(header)}}}"
-            )
+            raise ConfigError(f"{self.name} is empty: its first line must name the columns, such as prompt")
+        check_header(self.name, header, self._intake)
         return header
 
     def _text(self) -> Iterator[str]:
@@ -125,7 +122,7 @@ class CSVReader:
 
     def _columns(self, fields: list[str]) -> dict[str, Any]:
         columns = dict(zip(self.header, fields, strict=True))
-        return columns if self.recipe.prompt is not None else _typed(columns)
+        return columns if self.recipe.prompt is not None else typed(columns)
 
     def _records(self) -> Iterator[_Record]:
         parser, width = self._parser, len(self.header)
@@ -140,7 +137,7 @@ class CSVReader:
                 yield first, [], f"not valid CSV: {error}"
                 continue
             except BROKEN as error:
-                raise ConfigError(f"cannot read {self.path} after line {self._line}: {error}") from None
+                raise ConfigError(f"cannot read {self.name} after line {self._line}: {error}") from None
             if self._broken:
                 yield first, fields, self._broken
             elif len(fields) == width:
@@ -165,16 +162,16 @@ class CSVReader:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<CSVReader {self.path} {self._intake!r}>"
+        return f"<CSVReader {self.name} {self._intake!r}>"
 
 
-def _typed(columns: dict[str, Any]) -> dict[str, Any]:
+def typed(columns: dict[str, Any]) -> dict[str, Any]:
     """Read parameter columns as JSON and leave out empty optional ones."""
     for name in columns.keys() & _OPTIONAL:
         value = columns[name]
         if value == "":
             del columns[name]
-        elif name in _JSON_COLUMNS:
+        elif name in _JSON_COLUMNS and isinstance(value, str):
             try:
                 decoded = msgspec.json.decode(value)
                 if isinstance(decoded, _OR_TEXT.get(name, object)):

@@ -5,20 +5,20 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgspec
 
-from ..answers import content_text
-from ..types import Outcome, Response
+from ..errors import ConfigError
+from ..types import Outcome
+from .columns import PLAIN, Columns, as_text, cells
 from .files import create_bytes
 from .rows import SOURCE_BYTES
 
 _encode = msgspec.json.encode
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_THOUGHTS = ("reasoning_content", "reasoning")
-CSV_COLUMNS = ("custom_id", "text", "finish_reason", "prompt_tokens", "completion_tokens")
 
 
 def answer_line(custom_id: str, index: int, body: bytes, *, status: int = 200, request_id: str | None = None) -> bytes:
@@ -26,16 +26,26 @@ def answer_line(custom_id: str, index: int, body: bytes, *, status: int = 200, r
     if b"\n" in body or b"\r" in body:  # never inside a JSON string, so a space means the same
         body = body.replace(b"\r", b" ").replace(b"\n", b" ")
     name = _encode(custom_id)
-    line_id = hashlib.blake2b(b"%d:%s" % (index, name), digest_size=12).hexdigest().encode()
     return (
         b'{"id":"batch_req_%s","custom_id":%s,"response":{"status_code":%d,"request_id":%s,"body":%s},"error":null}\n'
         % (
-            line_id,
+            _line_id(index, name),
             name,
             status,
             _encode(request_id),
             body,
         )
+    )
+
+
+def error_line(custom_id: str, index: int, error: dict[str, Any]) -> bytes:
+    """Give a line of OpenAI's batch output for a row that failed."""
+    name = _encode(custom_id)
+    shown = {"code": error.get("code") or error.get("class"), "message": error.get("message")}
+    return b'{"id":"batch_req_%s","custom_id":%s,"response":null,"error":%s}\n' % (
+        _line_id(index, name),
+        name,
+        _encode(shown),
     )
 
 
@@ -63,19 +73,37 @@ def failure_line(custom_id: str | None, line: int, source: bytes, error: dict[st
     return _encode(fields).replace(b"\r", b" ").replace(b"\n", b" ") + b"\n"
 
 
-class JSONLWriter:
-    """OpenAI's batch output shape."""
+def _line_id(index: int, name: bytes) -> bytes:
+    return hashlib.blake2b(b"%d:%s" % (index, name), digest_size=12).hexdigest().encode()
 
-    def __init__(self, file: BinaryIO, name: Path) -> None:
+
+class JSONLWriter:
+    """OpenAI's batch output shape; what else is asked for stands behind it, as `keep` and `fields`."""
+
+    def __init__(self, file: BinaryIO, name: Path, columns: Columns = PLAIN) -> None:
+        if columns.names:
+            raise ConfigError("columns are for tables (CSV, Parquet, Arrow); JSON lines have keep and fields")
         self._raw = file
         self._file = create_bytes(file, name)
+        self._columns = columns
 
-    def write(self, outcome: Outcome) -> None:
-        answer = outcome.unwrap()
+    def write(self, outcome: Outcome, source: bytes = b"", failure: dict[str, Any] | None = None) -> None:
+        answer, columns = outcome.response, self._columns
         custom_id = outcome.custom_id if outcome.custom_id is not None else f"row-{outcome.index}"
-        self._file.write(
-            answer_line(custom_id, outcome.index, answer.body, status=answer.status_code, request_id=answer.request_id)
-        )
+        if answer is None:
+            line = error_line(custom_id, outcome.index, failure or {})
+        else:
+            line = answer_line(
+                custom_id, outcome.index, answer.body, status=answer.status_code, request_id=answer.request_id
+            )
+        more: dict[str, Any] = {}
+        if columns.keep:
+            more["keep"] = columns.kept(source)
+        if columns.fields:
+            more["fields"] = None if answer is None else columns.parsed(answer)
+        if more:
+            line = line[:-2] + b"," + _encode(more)[1:] + b"\n"
+        self._file.write(line)
 
     def close(self) -> None:
         if self._file is not self._raw:
@@ -83,67 +111,28 @@ class JSONLWriter:
 
 
 class CSVWriter:
-    """One line an answer: its text and its tokens. What is no single text is JSON: several choices, tool calls,
-    vectors. Fields are quoted where they must be; lines end in LF."""
+    """One line an answer. What is no text is JSON: several choices, tool calls, vectors, nested columns. Fields are
+    quoted where they must be; lines end in LF."""
 
-    def __init__(self, file: BinaryIO, name: Path, delimiter: str = ",") -> None:
+    def __init__(
+        self,
+        file: BinaryIO,
+        name: Path,
+        delimiter: str = ",",
+        columns: Columns = PLAIN,
+        header: Sequence[str] | None = None,
+    ) -> None:
+        self._columns = columns.table(header)
         self._raw = file
         self._file = create_bytes(file, name)
         self._text = io.TextIOWrapper(self._file, encoding="utf-8", errors="backslashreplace", newline="")
         self._rows = csv.writer(self._text, delimiter=delimiter, lineterminator="\n")
-        self._rows.writerow(CSV_COLUMNS)
+        self._rows.writerow([column.name for column in self._columns])
 
-    def write(self, outcome: Outcome) -> None:
-        answer = outcome.unwrap()
-        usage = answer.usage or answer.payload.usage
-        tokens = (usage.prompt_tokens, usage.completion_tokens) if usage is not None else ("", "")
-        finish = answer.finish_reason or (answer.choices[0].finish_reason if answer.choices else None) or ""
-        self._rows.writerow((outcome.custom_id, _cell(answer), finish, *tokens))
+    def write(self, outcome: Outcome, source: bytes = b"", failure: dict[str, Any] | None = None) -> None:
+        self._rows.writerow([as_text(value) for value in cells(self._columns, outcome, source, failure)])
 
     def close(self) -> None:
         self._text.detach()
         if self._file is not self._raw:
             self._file.close()
-
-
-def _cell(answer: Response) -> str:
-    """Give all that was answered as one text: nothing that was paid for is left out."""
-    try:
-        fields = answer.to_dict()
-    except (msgspec.DecodeError, RecursionError):
-        return answer.body.decode("utf-8", "replace")
-    choices, data, output = fields.get("choices"), fields.get("data"), fields.get("output")
-    if isinstance(choices, list) and choices:
-        texts = [_choice(choice) for choice in choices]
-        return _json(texts) if len(texts) > 1 else texts[0] if isinstance(texts[0], str) else _json(texts[0])
-    if isinstance(data, list) and data:
-        vectors = [item.get("embedding", item) if isinstance(item, dict) else item for item in data]
-        return _json(vectors[0] if len(vectors) == 1 else vectors)
-    if isinstance(output, list) and any(_is_more_than_text(item) for item in output):
-        return _json(output)
-    if isinstance(fields.get("results"), list):
-        return _json(fields["results"])
-    return answer.text
-
-
-def _choice(choice: Any) -> Any:
-    """A choice's text, or its message where that is more than text."""
-    if not isinstance(choice, dict):
-        return choice
-    message = choice.get("message")
-    if isinstance(choice.get("text"), str) or not isinstance(message, dict):
-        return choice.get("text") or ""
-    content = content_text(message.get("content"))
-    more = ("tool_calls", "function_call", "audio", "images", "refusal", *(() if content else _THOUGHTS))
-    if any(message.get(name) for name in more):
-        return {name: value for name, value in message.items() if value is not None}
-    return content
-
-
-def _is_more_than_text(item: Any) -> bool:
-    """Tell whether an item of a Responses answer is anything but a message or what led to it."""
-    return isinstance(item, dict) and item.get("type") not in ("message", "reasoning")
-
-
-def _json(value: Any) -> str:
-    return _encode(value).decode()

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import msgspec
@@ -190,7 +191,7 @@ class Intake:
             if self.count - before < len(keys):
                 return
 
-    def check_columns(self, columns: list[str]) -> None:
+    def check_columns(self, columns: Sequence[str]) -> None:
         """Raise ConfigError if a template names none of these columns."""
         for template in (self._prompt, self._system):
             if template is not None:
@@ -497,6 +498,17 @@ def _what(error: Exception, text: bytes) -> str:
     if text.lstrip()[:1] != b"{" and isinstance(error, msgspec.ValidationError):
         return f"not a JSON object but {_shown(text)}"
     return f"not valid JSON: {error}"
+
+
+def check_header(name: str | Path, header: Sequence[str], intake: Intake) -> None:
+    """Raise ConfigError where a table has no columns that make a request."""
+    twice = sorted({column for column in header if header.count(column) > 1})
+    if twice:
+        raise ConfigError(f"the header of {name} names a column twice: {', '.join(map(repr, twice))}")
+    if header and intake.recipe.prompt is not None:
+        intake.check_columns(header)
+    elif header and not {"prompt", "messages", "input", "body"}.intersection(header):
+        raise ConfigError(f"{name} has no column 'prompt'; give prompt=… with some of {{{'}, {'.join(header)}}}")
 
 
 def not_utf8(error: UnicodeDecodeError) -> str:

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -100,12 +100,14 @@ class Manifest(msgspec.Struct, kw_only=True):
     job: Description
     journal_version: int = VERSION
     input: str | None = None
+    input_format: str | None = None
     output: str
     failures: str | None = None
     state: str = "running"
     totals: Totals | None = None
     output_sha256: str | None = None
     output_bytes: int | None = None
+    shape: dict[str, Any] = {}  # what the output was to look like
     runs: list[Run] = []
     command: list[str] = []  # without prompts
     directory: str | None = None  # in which the command was given
@@ -147,7 +149,16 @@ def description(identity: Identity) -> Description:
 class Ledger:
     """Keeps the manifest of one run: `begin`, then `end` or `discard`."""
 
-    def __init__(self, output: Path, source: Path | None, identity: Identity, command: Sequence[str]) -> None:
+    def __init__(
+        self,
+        output: Path,
+        source: Path | None,
+        identity: Identity,
+        command: Sequence[str] = (),
+        *,
+        input_format: str | None = None,
+        shape: Mapping[str, Any] | None = None,
+    ) -> None:
         self._path = manifest_path(output)
         self._output = output
         self._was_there = self._path.exists()
@@ -155,9 +166,11 @@ class Ledger:
         self._manifest = Manifest(
             job=description(identity),
             input=None if source is None else str(source.absolute()),
+            input_format=input_format,
             output=output.name,
             command=list(command),
             directory=str(Path.cwd()) if command else None,
+            shape=msgspec.json.decode(msgspec.json.encode(shape or {})),
         )
 
     @property
@@ -173,6 +186,11 @@ class Ledger:
             self._manifest.command = self._manifest.command or before.command
             self._manifest.directory = self._manifest.directory or before.directory
         self._write()
+
+    def would_change(self) -> bool:
+        """Tell whether an earlier run wrote the same answers in another shape."""
+        before = self._before()
+        return before is not None and bool(before.shape) and before.shape != self._manifest.shape
 
     def _before(self) -> Manifest | None:
         try:

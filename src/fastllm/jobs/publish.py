@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, Self
+from zlib import crc32
+
+import msgspec
 
 from ..answers import TokenDetails, Usage
 from ..errors import ConfigError
-from ..formats.base import open_writer
+from ..formats.base import Reader, open_writer, reopened
+from ..formats.columns import Columns
 from ..formats.output import failure_line
-from ..types import Outcome, Response
+from ..types import Outcome, Response, Row
 from .frames import FAILED, OK
 from .journal import Entry, Journal
 from .manifest import Totals, manifest_path, read_manifest
@@ -20,6 +24,7 @@ from .replacing import replacing
 Order = Literal["input", "finished"]
 ORDERS: tuple[Order, ...] = ("input", "finished")
 _ERRORS = ".errors.jsonl"
+NOT_THERE = "have no columns of the input beside their answer: it changed since, or is gone"
 
 
 def failures_path(output: Path) -> Path:
@@ -35,7 +40,55 @@ class Answers(Protocol):
 
     def read(self, index: int) -> Entry: ...
 
+    def check(self, index: int) -> int: ...
+
     def as_finished(self) -> Iterator[int]: ...
+
+
+class Shape(msgspec.Struct):
+    """What the output is to look like: its columns, its format where the name does not tell, and the input from which
+    columns are kept. `without_source` counts the rows of which none could be kept, because they are not there any more.
+    """
+
+    columns: Columns = Columns()
+    format: str | None = None
+    order: Order = "input"
+    reader: Reader | None = None
+    without_source: int = 0
+
+    def described(self) -> dict[str, Any]:
+        """Say what makes another output of the same answers."""
+        return {"order": self.order, "format": self.format, **msgspec.to_builtins(self.columns)}
+
+
+class Sources:
+    """The rows of a file once more, in their order, as long as they are those that were answered."""
+
+    def __init__(self, reader: Reader | None) -> None:
+        can = reader is not None and reader.path is not None and reader.pipe is None
+        self._reader = reopened(reader) if can and reader is not None else None
+        self._rows = iter(self._reader or ())
+        self._last: Row | None = None
+        self.missing = 0
+
+    def of(self, index: int, check: int) -> bytes:
+        """Give a row's source, b"" where it cannot be had; rows are asked for in their order."""
+        row = self._last
+        while row is None or row.index < index:
+            row = self._last = next(self._rows, None)
+            if row is None:
+                break
+        if row is None or row.index != index or crc32(row.source) != check:
+            self.missing += 1
+            return b""
+        return row.source
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._reader is not None:
+            self._reader.close()
 
 
 class GivenUpError(Exception):
@@ -47,7 +100,7 @@ def publish(
     total: int,
     output: Path,
     *,
-    order: Order = "input",
+    shape: Shape | None = None,
     totals: Totals | None = None,
     given_up: Callable[[], bool] = lambda: False,
 ) -> Path | None:
@@ -67,7 +120,7 @@ def publish(
     else:
         failures.unlink(missing_ok=True)
         failures = None
-    write_answers(journal, total, output, order=order, totals=totals, given_up=given_up)
+    write_answers(journal, total, output, shape=shape, totals=totals, given_up=given_up)
     return failures
 
 
@@ -76,38 +129,44 @@ def write_answers(
     total: int,
     output: Path,
     *,
-    order: Order = "input",
+    shape: Shape | None = None,
     totals: Totals | None = None,
     given_up: Callable[[], bool] = lambda: False,
 ) -> None:
     """Write the answers that there are. Raises as `publish` does."""
-    with replacing(output) as file:
-        writer = open_writer(file, output)
-        for index, entry in entries(journal, total, OK, order=order, given_up=given_up):
-            if totals is not None:
+    shape = shape or Shape()
+    columns, reader = shape.columns, shape.reader
+    states = (OK, FAILED) if columns.failures else (OK,)
+    with replacing(output) as file, Sources(reader if columns.keep else None) as sources:
+        writer = open_writer(file, output, columns, format=shape.format, like=reader)
+        for index, entry in entries(journal, total, *states, order=shape.order, given_up=given_up):
+            if totals is not None and entry.error is None:
                 totals.add(entry)
-            writer.write(outcome_of(index, entry))
+            source = entry.source or (sources.of(index, journal.check(index)) if columns.keep else b"")
+            writer.write(outcome_of(index, entry), source, entry.error)
         writer.close()
+        shape.without_source = sources.missing
 
 
 def entries(
     journal: Answers,
     total: int,
-    state: int,
-    *,
+    *states: int,
     order: Order = "input",
     given_up: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[int, Entry]]:
-    """Give (index, entry) of the rows in this state, in the order of the input or as they finished."""
+    """Give (index, entry) of the rows in these states, in the order of the input or as they finished."""
     for index in range(total) if order == "input" else journal.as_finished():
-        if index < total and journal.state(index) == state:
+        if index < total and journal.state(index) in states:
             if given_up():
                 raise GivenUpError
             yield index, journal.read(index)
 
 
 def outcome_of(index: int, entry: Entry) -> Outcome:
-    """Give the outcome of a row that succeeded, as far as the journal knows it."""
+    """Give the outcome of a row, as far as the journal knows it; of one that failed, without its error."""
+    if entry.error is not None:
+        return Outcome(index=index, custom_id=entry.custom_id)
     usage = Usage(
         prompt_tokens=entry.prompt_tokens,
         completion_tokens=entry.completion_tokens,

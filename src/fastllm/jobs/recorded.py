@@ -29,6 +29,7 @@ class Recorded:
         self.identity: Identity | None = None
         self._states = bytearray()
         self._offsets = array("q")
+        self._checks = array("I")
         try:
             self.fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
@@ -53,7 +54,7 @@ class Recorded:
             raise ConfigError(f"the header of {self.path} cannot be read") from None
         scan = Scan(self.fd, self._layout, self._end)
         states, offsets = self._states, self._offsets
-        for offset, index, state, *_ in scan:
+        for offset, index, state, check, _ in scan:
             if state == END:
                 self.total = None if index == _OPEN_END else index
                 continue
@@ -61,8 +62,10 @@ class Recorded:
                 more = index + 1 + len(states) // 8 + 64 - len(states)
                 states.extend(bytes(more))
                 offsets.frombytes(bytes(8 * more))
+                self._checks.frombytes(bytes(4 * more))
             states[index] = OK if state == OK else FAILED
             offsets[index] = offset
+            self._checks[index] = check
         self.damaged = scan.damaged
 
     @property
@@ -80,6 +83,10 @@ class Recorded:
 
     def state(self, index: int) -> int:
         return self._states[index] if index < len(self._states) else 0
+
+    def check(self, index: int) -> int:
+        """Give the checksum of a done row's source."""
+        return self._checks[index]
 
     def read(self, index: int) -> Entry:
         """Give back what was recorded of a done row. JournalError if it is damaged."""

@@ -14,7 +14,8 @@ class JobResult(msgspec.Struct, frozen=True, kw_only=True):
     from the cache in this one. `interrupted` by `stop()`; `stopped` says why the job gave up by itself. Where neither
     is set, `output` is whole, and `failures` is the file of the rows that failed (None: none did); `reasons` has the
     first message of each class of this run's failures, and `may_pass` tells whether some may succeed when they are
-    tried again. `damaged` places of the journal were skipped and their rows run again.
+    tried again. `damaged` places of the journal were skipped and their rows run again. Of
+    `without_source` rows no column could be kept: the input has them no more.
     """
 
     total: int | None = None
@@ -32,6 +33,7 @@ class JobResult(msgspec.Struct, frozen=True, kw_only=True):
     may_pass: bool = False
     journal: Path
     damaged: int = 0
+    without_source: int = 0
     elapsed: float = 0.0
 
     @property

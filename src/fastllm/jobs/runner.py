@@ -20,13 +20,14 @@ import msgspec
 from ..answers import Usage
 from ..errors import ConfigError, DeadlineExceededError, JobConflictError, LLMError, StoppedError
 from ..formats.base import BREATH, Reader, check_model, check_output, reopened
+from ..formats.columns import PLAIN, Columns
 from ..types import Outcome, Response, Row, _without_secrets
 from .ahead import Ahead
 from .frames import FAILED, OK
 from .journal import Durability, Entry, Identity, Journal, JournalError, journal_path
 from .manifest import Ledger
 from .mounts import shared_filesystem
-from .publish import ORDERS, GivenUpError, Order, check_places, failures_path, publish
+from .publish import ORDERS, GivenUpError, Order, Shape, check_places, failures_path, publish
 from .result import JobResult
 from .workers import Executes, Workers, outcomes
 
@@ -49,7 +50,8 @@ class Job:
     `durability` "full" has a row on the disk within 20 ms, "normal" in a second.
 
     `retry_failed`: None asks what failed and what is missing, False only what is missing, True only what failed.
-    `force` goes on where input or parameters changed, and keeps the answers as they are. `order` is that of the output.
+    `force` goes on where input or parameters changed, and keeps the answers as they are. `order` is that of the output,
+    `columns` say what it holds.
     `command`, without prompts, is what to call for another run; it goes into the manifest.
     """
 
@@ -68,6 +70,8 @@ class Job:
         retry_failed: bool | None = None,
         force: bool = False,
         order: Order = "input",
+        columns: Columns = PLAIN,
+        output_format: str | None = None,
         command: Sequence[str] = (),
     ) -> None:
         if order not in ORDERS:
@@ -90,7 +94,8 @@ class Job:
         self._fatal_after = fatal_after
         self._retry_failed = retry_failed
         self._force = force
-        self._order: Order = order
+        self._shape = Shape(columns=columns, format=output_format, order=order, reader=reader)
+        self._keeps_source = columns.keeps and (reader.path is None or reader.pipe is not None or order != "input")
         self._command = command
         self._ledger: Ledger | None = None
         self.passed = 0  # rows that this run was not to ask: those that failed, or those that are missing
@@ -223,7 +228,7 @@ class Job:
 
     def _open(self) -> Journal:
         """Check everything that can be checked before a request costs money."""
-        check_output(self.output)
+        check_output(self.output, self._shape.columns, format=self._shape.format, like=self._reader)
         check_places(self.output, self._reader.path, journal=self.journal_path, overwrite=self._overwrite)
         if not self._overwrite and not self.journal_path.exists() and self.output.exists():
             raise JobConflictError(
@@ -242,7 +247,11 @@ class Job:
             self.journal_path, identity, overwrite=self._overwrite, force=self._force, durability=self._durability
         )
         try:
-            self._ledger = Ledger(self.output, self._reader.path, identity, self._command)
+            self._ledger = Ledger(
+                *(self.output, self._reader.path, identity, self._command),
+                input_format=self._reader.format[1:],
+                shape=self._shape.described(),
+            )
             self._unchanged = bool(identity.fingerprint) and not journal.input_changed and not journal.differences
             if journal.differences:
                 logger.warning(
@@ -282,6 +291,8 @@ class Job:
         # Of a stream only reading it tells whether it is the same input.
         known = self._reader.path is not None and self._reader.pipe is None
         if not known or journal.total is None or not self.output.exists():
+            return False
+        if self._ledger is not None and self._ledger.would_change():
             return False
         if self._retry_failed is False and failures_path(self.output).exists():
             return journal.ok + journal.failed == journal.total
@@ -427,7 +438,7 @@ class Job:
         elif not self._goes_on(error):
             self._under_way[outcome.index] = row  # not done: neither asked nor recorded
             return
-        journal.append(outcome.index, error is None, crc32(row.source), _entry(row, outcome))
+        journal.append(outcome.index, error is None, crc32(row.source), _entry(row, outcome, self._keeps_source))
 
     def _goes_on(self, error: LLMError) -> bool:
         """Tell whether this error is the row's own; otherwise it is the job's, which then stops."""
@@ -465,7 +476,7 @@ class Job:
             totals = self._ledger.totals if self._ledger is not None else None
             return publish(
                 *(journal, self._read, self.output),
-                order=self._order,
+                shape=self._shape,
                 totals=totals,
                 given_up=lambda: self._given_up,
             )
@@ -495,6 +506,7 @@ class Job:
             may_pass=self._may_pass,
             journal=journal.path,
             damaged=journal.damaged,
+            without_source=self._shape.without_source,
             elapsed=time.monotonic() - self._began,
         )
 
@@ -537,7 +549,7 @@ def _close_opened(opening: asyncio.Future[Journal]) -> None:
         opening.result().close()
 
 
-def _entry(row: Row, outcome: Outcome) -> Entry:
+def _entry(row: Row, outcome: Outcome, keeps_source: bool) -> Entry:
     response, error = outcome.response, outcome.error
     if response is None:
         assert error is not None
@@ -567,6 +579,7 @@ def _entry(row: Row, outcome: Outcome) -> Entry:
         finish_reason=response.finish_reason,
         cached_tokens=usage.cached_tokens if usage is not None else 0,
         cost=response.cost,
+        source=row.source if keeps_source else b"",
     )
 
 
