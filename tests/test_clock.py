@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 import time
 from collections.abc import Awaitable, Callable
 
@@ -471,3 +472,21 @@ def test_leaving_a_paused_deadline_leaves_nothing_behind() -> None:
         assert not deadline.expired and not never.expired
 
     run_virtual(scenario)
+
+
+def test_buckets_that_are_empty_give_their_room_back() -> None:
+    """A busy minute leaves no hundred large sets behind until the deadlines of its requests would have come."""
+
+    async def main() -> int:
+        clock = VirtualClock()
+
+        async def request() -> None:
+            with clock.deadline(600.0):
+                await clock.sleep(0.3)
+
+        for _ in range(200):
+            await asyncio.gather(*(request() for _ in range(500)))
+        sweeper = clock._sweeper
+        return sum(sys.getsizeof(bucket) for bucket in sweeper.buckets.values())
+
+    assert run_virtual(main) < 200_000

@@ -54,7 +54,19 @@ class Sweeper:
     `latest` is the coarse bucket of what is due in [since, until): most deadlines of a run go where the last one went.
     """
 
-    __slots__ = ("_armed", "_clock", "_ticks", "_timer", "buckets", "latest", "loop", "now", "since", "until")
+    __slots__ = (
+        "_armed",
+        "_clock",
+        "_ticks",
+        "_tidy_at",
+        "_timer",
+        "buckets",
+        "latest",
+        "loop",
+        "now",
+        "since",
+        "until",
+    )
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -65,7 +77,7 @@ class Sweeper:
         self._timer: asyncio.TimerHandle | None = None
         self._armed = 0
         self.latest: set[Deadline] = set()
-        self.since = self.until = 0.0
+        self.since = self.until = self._tidy_at = 0.0
 
     def current_task(self) -> asyncio.Task[Any]:
         """Give the running task; a loop other than before (a second asyncio.run) makes a fresh start."""
@@ -80,6 +92,11 @@ class Sweeper:
 
     def open(self, tick: int) -> set[Deadline]:
         """Begin the bucket of that tick, with the timer at or before it."""
+        if (now := self.now()) >= self._tidy_at:
+            self._tidy_at = now + 1.0
+            for other in self.buckets.values():
+                if not other:
+                    other.clear()  # an emptied set keeps its room, and a bucket may stand for minutes
         bucket: set[Deadline] = set()
         self.buckets[tick] = bucket
         heapq.heappush(self._ticks, tick)

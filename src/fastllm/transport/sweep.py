@@ -32,7 +32,18 @@ class Sweeper:
     `_latest` is the coarse bucket of what is due in [_since, _until): most requests' is the one before's.
     """
 
-    __slots__ = ("_armed", "_buckets", "_latest", "_loop", "_since", "_ticks", "_timer", "_until", "_yielded")
+    __slots__ = (
+        "_armed",
+        "_buckets",
+        "_latest",
+        "_loop",
+        "_since",
+        "_ticks",
+        "_tidy_at",
+        "_timer",
+        "_until",
+        "_yielded",
+    )
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -42,7 +53,7 @@ class Sweeper:
         self._armed = 0
         self._yielded = False
         self._latest: set[Waiting] = set()
-        self._since = self._until = 0.0
+        self._since = self._until = self._tidy_at = 0.0
 
     def watch(self, entry: Waiting, now: float, seconds: float) -> None:
         """Expire the entry in so many seconds, unless it leaves its bucket or moves its `due` before."""
@@ -63,11 +74,17 @@ class Sweeper:
         return bucket
 
     def _open(self, tick: int) -> set[Waiting]:
+        now = time.monotonic()
+        if now >= self._tidy_at:
+            self._tidy_at = now + 1.0
+            for other in self._buckets.values():
+                if not other:
+                    other.clear()  # an emptied set keeps its room, and a bucket may stand for minutes
         bucket: set[Waiting] = set()
         self._buckets[tick] = bucket
         heapq.heappush(self._ticks, tick)
         if self._timer is None or tick < self._armed:
-            self._arm(tick, time.monotonic())
+            self._arm(tick, now)
         return bucket
 
     def _arm(self, tick: int, now: float) -> None:
