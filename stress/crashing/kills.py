@@ -1,0 +1,64 @@
+"""Kills: SIGKILL at random times, runs of one job after the other until it is done; every row exactly once."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+
+from .bench import CONCURRENCY, LATENCY, Bench, ended
+from .findings import Findings
+
+ROWS = 200
+
+
+def random_kills(kills: int, seed: int) -> Findings:
+    """Kill runs of jobs, recovering ones included, until that many were."""
+    findings = Findings("kills")
+    rng = random.Random(seed)
+    with Bench(ROWS) as bench:
+        bench.expected()
+        began = time.monotonic()
+        bench.run()
+        whole = time.monotonic() - began
+        while findings.kills < kills:
+            bench.clear()
+            bench.received()
+            _one_job(bench, findings, rng, whole, kills)
+    return findings
+
+
+def _one_job(bench: Bench, findings: Findings, rng: random.Random, whole: float, kills: int) -> None:
+    kept: set[str] = set()
+    findings.states += 1
+    while findings.kills < kills:
+        where = f"job {findings.states}, kill {findings.kills + 1}"
+        pid = bench.start()
+        time.sleep(rng.uniform(0.0, whole * 1.05))
+        os.kill(pid, signal.SIGKILL)
+        killed = time.monotonic()
+        if ended(pid) != -signal.SIGKILL:
+            break  # it had ended before
+        findings.kills += 1
+        before, kept = kept, bench.look(findings, where)
+        if before - kept:
+            findings.lost += len(before - kept)
+            findings.complain(f"{where}: {len(before - kept)} rows were in the journal and are no more")
+        asked = bench.check_asked(findings, where, before)
+        _count_repeats(findings, asked, kept, killed, where)
+    bench.finish(findings, f"job {findings.states}", kept)
+
+
+def _count_repeats(
+    findings: Findings, asked: list[tuple[str, float]], kept: set[str], killed: float, where: str
+) -> None:
+    """What was asked and is not in the journal is asked again: never more than was in flight, and what was answered
+    and on its way to the journal."""
+    again = [when for name, when in asked if name not in kept]
+    findings.note("re-sent", len(again))
+    findings.note("of them unanswered at the kill", sum(killed - when < LATENCY for when in again))
+    findings.most("at most after one kill", len(again))
+    if len(again) > 2 * CONCURRENCY:
+        findings.wrong += 1
+        findings.complain(f"{where}: {len(again)} rows to be asked again, with {CONCURRENCY} in flight")
