@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,8 +14,8 @@ from ..formats.base import open_writer
 from ..formats.output import failure_line
 from ..types import Outcome, Response
 from .frames import FAILED, OK
-from .journal import Entry, Journal
-from .manifest import Totals, manifest_path, read_manifest
+from .journal import Entry, Journal, JournalError
+from .manifest import Ledger, Totals, manifest_path, read_manifest
 from .replacing import replacing
 
 Order = Literal["input", "finished"]
@@ -88,6 +89,17 @@ def write_answers(
                 totals.add(entry)
             writer.write(outcome_of(index, entry))
         writer.close()
+
+
+def catch_up(journal: Journal, total: int, ledger: Ledger) -> None:
+    """Begin the manifest of a job that is done, where the run that did it was killed before it could tell of that."""
+    if ledger.is_told:
+        return
+    with contextlib.suppress(JournalError):  # it is damaged, and there is nothing to say of the whole
+        for state in (OK, FAILED):
+            for _, entry in entries(journal, total, state):
+                ledger.totals.add(entry)
+        ledger.begin(anew=False)
 
 
 def entries(

@@ -26,7 +26,7 @@ from .frames import FAILED, OK
 from .journal import Durability, Entry, Identity, Journal, JournalError, journal_path
 from .manifest import Ledger
 from .mounts import shared_filesystem
-from .publish import ORDERS, GivenUpError, Order, check_places, failures_path, publish
+from .publish import ORDERS, GivenUpError, Order, catch_up, check_places, failures_path, publish
 from .result import JobResult
 from .workers import Executes, Workers, outcomes
 
@@ -160,7 +160,9 @@ class Job:
                 self.skipped, self.passed = journal.ok, journal.failed
                 self._read = self.skipped + self.passed
                 self._all_read = True
-                return self._result(journal.total, None)
+                await asyncio.to_thread(catch_up, journal, self._read, ledger)
+                result = self._result(journal.total, None)
+                return result
             await asyncio.to_thread(ledger.begin, anew=self._overwrite)
             result = await self._run(journal)
             return result
