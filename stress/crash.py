@@ -16,11 +16,14 @@ from collections.abc import Callable
 
 from crashing.findings import Findings
 from crashing.kills import random_kills
+from crashing.points import every_fault, every_point
 
 Trial = Callable[[argparse.Namespace], Findings]
 
 TRIALS: dict[str, Trial] = {
     "kills": lambda given: random_kills(given.kills, given.seed),
+    "points": lambda given: every_point(seed=given.seed, quick=given.quick),
+    "faults": lambda given: every_fault(seed=given.seed, quick=given.quick),
 }
 
 

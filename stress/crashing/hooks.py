@@ -31,7 +31,7 @@ class Call(msgspec.Struct, array_like=True):
         return f"{self.name} {self.path or 'the folder'}"
 
 
-Perform = Callable[[], Any]
+Perform = Callable[..., Any]  # makes the call; of a write, `perform(part)` makes it with so much of its bytes
 Watcher = Callable[[Call, Perform], Any]
 
 
@@ -74,13 +74,13 @@ def hook(folder: Path, watcher: Watcher) -> None:
         if name is None:
             return int(real["write"](fd, data))
         at = os.lseek(fd, 0, os.SEEK_CUR)
-        return int(seen(Call("write", name, at=at, data=bytes(data)), lambda: real["write"](fd, data)))
+        return int(seen(Call("write", name, at=at, data=bytes(data)), lambda part=data: real["write"](fd, part)))
 
     def hooked_pwrite(fd: int, data: Any, at: int) -> int:
         name = opened(fd)
         if name is None:
             return int(real["pwrite"](fd, data, at))
-        return int(seen(Call("write", name, at=at, data=bytes(data)), lambda: real["pwrite"](fd, data, at)))
+        return int(seen(Call("write", name, at=at, data=bytes(data)), lambda part=data: real["pwrite"](fd, part, at)))
 
     def syncing(kind: str) -> Callable[[int], None]:
         def hooked(fd: int) -> None:
