@@ -17,6 +17,7 @@ from collections.abc import Callable
 from crashing.findings import Findings
 from crashing.kills import random_kills
 from crashing.points import every_fault, every_point
+from crashing.power import power_losses
 
 Trial = Callable[[argparse.Namespace], Findings]
 
@@ -24,6 +25,7 @@ TRIALS: dict[str, Trial] = {
     "kills": lambda given: random_kills(given.kills, given.seed),
     "points": lambda given: every_point(seed=given.seed, quick=given.quick),
     "faults": lambda given: every_fault(seed=given.seed, quick=given.quick),
+    "power": lambda given: power_losses(800 if given.quick else 24_000, given.seed, resumed=3 if given.quick else 150),
 }
 
 

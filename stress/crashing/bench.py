@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn, Self
+from typing import Self
 
 from fastllm import cli
 from fastllm.errors import FastLLMError
@@ -87,10 +87,14 @@ class Bench:
     def start(self, prepare: Callable[[], None] | None = None, *more: str) -> int:
         """Start the job in a process of its own; give its id. `prepare` is called there first."""
         arguments = ["fastllm", *self.arguments, *more]
-        pid = os.fork()
-        if pid:
-            return pid
-        _work(arguments, self.said, prepare)
+
+        def work() -> None:
+            sys.argv = arguments
+            if prepare is not None:
+                prepare()
+            cli.main()
+
+        return forked(work, self.said)
 
     def run(self, prepare: Callable[[], None] | None = None, *more: str) -> int:
         """Run the job to its end; give the exit status, or the negative number of the signal that ended it."""
@@ -164,20 +168,22 @@ class Bench:
         return asked
 
 
-def _work(arguments: list[str], said: Path, prepare: Callable[[], None] | None) -> NoReturn:
+def forked(work: Callable[[], None], said: Path) -> int:
+    """Do something in a process of its own, which says what it says into a file; give its id."""
+    pid = os.fork()
+    if pid:
+        return pid
     status = 70
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 2)
         os.dup2(2, 1)
-        sys.argv = arguments
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - the parent's may be a test's capture
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
-        if prepare is not None:
-            prepare()
         try:
-            cli.main()
+            work()
+            status = 0
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
         atexit._run_exitfuncs()
