@@ -15,12 +15,11 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, example, given, settings, strategies as st
+from hypothesis import HealthCheck, settings
 
 from fastllm.errors import ConfigError, InvalidRequestError, MissingExtra
 from fastllm.formats import files
 from fastllm.formats.base import open_reader
-from fastllm.formats.ids import SeenIds
 from fastllm.formats.jsonl import JSONLReader
 from fastllm.formats.rows import Recipe, unsent_words
 from fastllm.schema.base import Schema
@@ -297,66 +296,6 @@ def test_ids() -> None:
     ]
     again = read(b'{"custom_id":"row-1","prompt":"x"}\n{"custom_id":"row-0","prompt":"x"}\n{"prompt":"x"}')
     assert all(r.error is None for r in again)
-
-
-def test_many_ids() -> None:
-    """The table of ids keeps its word through its growth, in about 20 bytes an id."""
-    seen = SeenIds()
-    ids = [f"id-{i}" for i in range(100_000)]
-    assert not any(seen.add(name, line) for line, name in enumerate(ids, 1))
-    assert [seen.add(name, 5) for name in ids[::1000]] == list(range(1, 100_001, 1000))
-    size = sum(sys.getsizeof(getattr(seen, name)) for name in ("_slots", "_hashes", "_lines"))
-    assert size < 30 * 100_000
-    assert repr(seen) == "<SeenIds 100000>"
-
-
-@SETTINGS
-@given(st.binary(max_size=400))
-@example(b"\xef\xbb\xbf{}\n\x00\n[[[[")
-def test_no_bytes_make_the_reader_raise(content: bytes) -> None:
-    """Every line that is not blank is one row: a request or an error, with its number."""
-    rows = read(content)
-    stripped = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    expected = [i for i, line in enumerate(stripped, 1) if line.strip(b" \t\r\n")]
-    assert [r.line for r in rows] == expected
-    assert all((r.request is None) != (r.error is None) for r in rows)
-
-
-keys = st.sampled_from(
-    ["custom_id", "id", "body", "messages", "input", "prompt", "model", "url", "stream", "_source", "_error", "n", "x"]
-)
-values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=4),
-    max_leaves=8,
-)
-
-
-@SETTINGS
-@given(st.lists(st.dictionaries(keys, values, max_size=6), max_size=4), st.sampled_from(["", "m"]), st.booleans())
-def test_no_object_makes_the_reader_raise(objects: list[dict[str, Any]], model: str, extras: bool) -> None:
-    options = {"params": {"temperature": 0}, "system": "S {x}"} if extras else {}
-    rows = read("\n".join(json.dumps(o) for o in objects), model=model, **options)
-    assert [r.index for r in rows] == list(range(len(objects)))
-    for row in rows:
-        assert (row.request is None) != (row.error is None)
-        if row.request is not None:
-            msgspec.json.decode(row.request.body)
-
-
-@SETTINGS
-@given(st.binary(max_size=300), st.booleans())
-@example(b'a,b\n"', False)
-@example(b'prompt\n"x"y\nz', False)
-def test_no_bytes_make_the_csv_reader_raise(tmp_path: Path, content: bytes, header: bool) -> None:
-    path = tmp_path / "f.csv"
-    path.write_bytes((b"prompt,id\n" if header else b"") + content)
-    try:
-        with open_reader(path, model="m") as reader:
-            for row in reader:
-                assert (row.request is None) != (row.error is None)
-    except ConfigError:
-        assert not header
 
 
 def csv_rows(path: Path, content: str | bytes, **options: Any) -> list[Row]:

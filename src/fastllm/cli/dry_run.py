@@ -134,7 +134,7 @@ class _Earlier:
             layout = _existing_layout(path, fd, False)
             if layout is None:
                 return found
-            for _, index, state, check in Scan(fd, layout, os.fstat(fd).st_size):
+            for _, index, state, check, _ in Scan(fd, layout, os.fstat(fd).st_size):
                 if state != END:
                     found._note(index, state, check)
             identity = identify(reader, base_url)

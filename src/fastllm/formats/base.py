@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, Self
@@ -47,11 +47,11 @@ class Reader(Protocol):
 
     def __iter__(self) -> Iterator[Row]: ...
 
-    def unanswered(self, answered: Callable[[int], bool], needs_ids: Callable[[int], bool]) -> Iterator[Row | None]:
-        """Iterate the rows that `answered(index)` denies, and pass over the others cheaply; None now and then, so that
-        somebody else gets a turn.
+    def unanswered(self, passed: Callable[[int], Sequence[int]]) -> Iterator[Row | int]:
+        """Iterate the rows that need an answer, and pass over the others cheaply; give the number of those instead.
 
-        Whether an id was used before is known only from the first row on for which `needs_ids` is true. Only for files.
+        `passed(index)` gives a key for each row from `index` on that is to be passed over, none if that one is not:
+        the key of its id (`ids.key_of`), 0 where that must be looked for in the row itself.
         """
         ...
 

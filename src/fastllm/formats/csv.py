@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,7 +17,8 @@ import msgspec
 
 from ..errors import ConfigError
 from ..types import Row
-from .files import BREATH, BROKEN, MAX_LINE_BYTES, fingerprint, lines, open_bytes
+from .files import BROKEN, MAX_LINE_BYTES, fingerprint, lines, open_bytes
+from .ids import MADE_UP
 from .jsonl import BOM
 from .rows import PARAMETERS, SOURCE_BYTES, Intake, Recipe, not_utf8
 
@@ -29,6 +30,7 @@ _TEXT_COLUMNS = {
 _JSON_COLUMNS = (PARAMETERS - _TEXT_COLUMNS) | {"messages", "input", "body", "extra_body"}
 _OR_TEXT = {"input": (list, dict), "stop": (list, str)}  # what their JSON may be; anything else is text
 _OPTIONAL = _JSON_COLUMNS | _TEXT_COLUMNS | {"custom_id", "id", "model", "system", "url", "method"}
+_Record = tuple[int, list[str], str]  # the first line and the fields, and what is wrong with it, if anything is
 
 
 class CSVReader:
@@ -99,54 +101,33 @@ class CSVReader:
             return ""
         digest, count = fingerprint(self.path)
         self.count_hint = max(0, count - 1) or None
+        self._intake.expect(count)
         return digest
 
     def __iter__(self) -> Iterator[Row]:
-        for first, fields, wrong in self._records():
-            yield self._row(first, fields, wrong)
+        return map(self._row, self._records())
 
-    def unanswered(self, answered: Callable[[int], bool], needs_ids: Callable[[int], bool]) -> Iterator[Row | None]:
-        intake, exact = self._intake, False
-        for first, fields, wrong in self._records():
-            index = intake.count
-            if answered(index):
-                if exact:
-                    self._remember(intake, first, fields, wrong)
-                else:
-                    intake.pass_over()
-                if index % BREATH == 0:
-                    yield None
-                continue
-            if not exact and needs_ids(index):
-                exact = True
-                self._learn_ids(first)
-            yield self._row(first, fields, wrong)
+    def unanswered(self, passed: Callable[[int], Sequence[int]]) -> Iterator[Row | int]:
+        return self._intake.unanswered(self._records(), passed, self._row, self._remember)
 
-    def _learn_ids(self, before: int) -> None:
-        """Read the file once more, for the ids before this line."""
-        assert self.path is not None
-        self._intake.forget_ids()
-        with CSVReader(self.path, self.recipe, delimiter=self._delimiter, max_line_bytes=self._max) as again:
-            for first, fields, wrong in again._records():
-                if first >= before:
-                    break
-                self._remember(self._intake, first, fields, wrong)
-
-    def _remember(self, intake: Intake, first: int, fields: list[str], wrong: str) -> None:
-        if wrong:
-            intake.pass_over()
-        else:
-            columns = dict(zip(self.header, fields, strict=True))
-            intake.remember_columns(columns if self.recipe.prompt is not None else _typed(columns), first)
-
-    def _row(self, first: int, fields: list[str], wrong: str) -> Row:
+    def _row(self, record: _Record) -> Row:
+        first, fields, wrong = record
         if wrong:
             return self._intake.bad(first, wrong, _joined(fields) if fields else b"")
-        columns = dict(zip(self.header, fields, strict=True))
-        return self._intake.columns(columns if self.recipe.prompt is not None else _typed(columns), first)
+        return self._intake.columns(self._columns(fields), first)
 
-    def _records(self) -> Iterator[tuple[int, list[str], str]]:
-        """Give the first line and the fields of each record, and what is wrong with it, if anything is."""
+    def _remember(self, record: _Record) -> None:
+        first, fields, wrong = record
+        if wrong:
+            self._intake.recall(MADE_UP, first)
+        else:
+            self._intake.remember_columns(self._columns(fields), first)
+
+    def _columns(self, fields: list[str]) -> dict[str, Any]:
+        columns = dict(zip(self.header, fields, strict=True))
+        return columns if self.recipe.prompt is not None else _typed(columns)
+
+    def _records(self) -> Iterator[_Record]:
         parser, width = self._parser, len(self.header)
         while True:
             first = self._line + 1

@@ -1,59 +1,146 @@
-"""Which custom_ids were seen, and on which line: 64-bit hashes in arrays, about 20 bytes an id.
+"""Which custom_ids were seen, and on which line: two bytes of memory an id, the rest in a file without a name.
 
-Open addressing: `_slots` holds entry numbers (0: free), entries lie in the order they came. Two different ids with
-the same 64-bit hash would be taken for one; in ten million rows the chance is one in 400,000.
+An id is known by its key, a 63-bit hash that is the same in every process. Two different ids with the same key would be
+taken for one; in ten million rows the chance is one in 180,000.
+
+Filters tell for sure that a key is new: Bloom filters whose four bits lie in one word. One that may be known is looked
+for among the keys of its part, of which the last are in memory and the others in the file, in chunks.
 """
 
 from __future__ import annotations
 
+import os
+import struct
+import tempfile
 from array import array
 
-_FIRST_SIZE = 4096
-_LARGE = 1 << 20
+UNKNOWN, MADE_UP = 0, 1  # keys that are none: of an id that is not known, and of "row-N" for the row N without one
+LIKE_MADE_UP = 1 << 63  # set in the key of an id that reads like a made-up one
+
+_PRIME = 0x7F4DFBBE6519A9D5  # of 63 bits, without a pattern, so that ids with one do not meet
+_FACTOR = 0x5851F42D4C957F2D5851F42D4C957F2D  # spreads short ids over all of them
+_FIRST_IDS = 1 << 16  # that the first filter is for; each further one is for twice as many
+_IDS_A_WORD = 4
+_PARTS = 256
+_RECORD = 16  # bytes: key, line
+_CHUNK = 256 * _RECORD
+_BITS = [1 << (i & 63) | 1 << (i >> 6) for i in range(4096)]
+_pack = struct.Struct("<QQ").pack
+
+
+def key_of(custom_id: str, index: int) -> int:
+    """Give the key of the id of the row `index`."""
+    return MADE_UP if custom_id == f"row-{index}" else own_key(custom_id)
+
+
+def own_key(custom_id: str) -> int:
+    """Give the key of an id that the row brought with it."""
+    key = int.from_bytes(custom_id.encode("utf-8", "surrogatepass") + b"\1", "little") * _FACTOR % _PRIME
+    if key <= MADE_UP:
+        key += 2
+    if custom_id.startswith("row-") and custom_id[4:].isdecimal():
+        key |= LIKE_MADE_UP
+    return key
 
 
 class SeenIds:
-    """A set of ids that remembers the line of each."""
+    """A set of keys that remembers the line of each."""
 
-    __slots__ = ("_hashes", "_lines", "_mask", "_room", "_slots")
+    __slots__ = ("_buffers", "_chunks", "_fd", "_filters", "_full", "_keys", "_room", "_words", "_written", "expected")
 
     def __init__(self) -> None:
-        self._slots = array("I", bytes(4 * _FIRST_SIZE))
-        self._mask = _FIRST_SIZE - 1
-        self._hashes = array("q", [0])
-        self._lines = array("Q", [0])
-        self._room = _FIRST_SIZE * 2 // 3
+        self.expected = 0  # how many ids there may be, if somebody knows
+        self._filters: list[array[int]] = []
+        self._words = array("Q")  # the filter that takes new keys
+        self._room = 0  # keys for which there is room in it
+        self._keys = 0  # for which there was room in the filters
+        self._buffers: list[bytearray] = []
+        self._chunks: list[array[int]] = []
+        self._fd = -1
+        self._written = 0  # chunks
+        self._full = False  # the disk takes no more: everything stays in memory
 
-    def add(self, custom_id: str, line: int) -> int:
-        """Remember an id; give 0, or the line where it was seen before."""
-        key = hash(custom_id)
-        mask, slots, hashes = self._mask, self._slots, self._hashes
-        slot = key & mask
-        while entry := slots[slot]:
-            if hashes[entry] == key:
-                return self._lines[entry]
-            slot = (slot + 1) & mask
-        slots[slot] = len(hashes)
-        hashes.append(key)
-        self._lines.append(line)
-        if slots[slot] == self._room:
-            self._grow()
+    def add(self, key: int, line: int) -> int:
+        """Remember a key; give 0, or the line where it was seen before."""
+        bits = _BITS[key & 4095] | _BITS[key >> 12 & 4095]
+        place = key >> 24
+        for words in self._filters:
+            if words[place % len(words)] & bits == bits:
+                before = self._line(key)
+                if before:
+                    return before
+                break
+        if not self._room:
+            self._extend()
+        words = self._words
+        words[place % len(words)] |= bits
+        self._room -= 1
+        part = place % _PARTS
+        buffer = self._buffers[part]
+        buffer += _pack(key, line)
+        if len(buffer) >= _CHUNK and not self._full:
+            self._write(part, buffer)
         return 0
 
-    def _grow(self) -> None:
-        mask = self._mask
-        # While it is small, in larger steps: moving an entry costs more than adding one.
-        mask = self._mask = (mask + 1) * (4 if mask < _LARGE else 2) - 1
-        self._room = (mask + 1) * 2 // 3
-        slots = self._slots = array("I", bytes(4 * (mask + 1)))
-        for entry in range(1, len(self._hashes)):
-            slot = self._hashes[entry] & mask
-            while slots[slot]:
-                slot = (slot + 1) & mask
-            slots[slot] = entry
+    def _line(self, key: int) -> int:
+        """Look for a key in its part; 0 if it is not there."""
+        packed = key.to_bytes(8, "little")
+        part = (key >> 24) % _PARTS
+        if found := _find(self._buffers[part], packed):
+            return found
+        for place in self._chunks[part]:
+            if found := _find(os.pread(self._fd, _CHUNK, place * _CHUNK), packed):
+                return found
+        return 0
+
+    def _extend(self) -> None:
+        """Make room in the filters."""
+        if not self._filters:
+            self._buffers = [bytearray() for _ in range(_PARTS)]
+            self._chunks = [array("I") for _ in range(_PARTS)]
+            self._room = max(self.expected, _FIRST_IDS)
+        else:
+            self._room = 2 * _IDS_A_WORD * len(self._words)
+        self._keys += self._room
+        self._words = array("Q", bytes(8 * (self._room // _IDS_A_WORD)))
+        self._filters.append(self._words)
+
+    def _write(self, part: int, buffer: bytearray) -> None:
+        try:
+            if self._fd < 0:
+                self._fd = _nameless_file()
+            place = self._written
+            if os.pwrite(self._fd, buffer, place * _CHUNK) < _CHUNK:
+                raise OSError("the disk is full")
+        except OSError:
+            self._full = True
+            return
+        self._chunks[part].append(place)
+        self._written = place + 1
+        buffer.clear()
 
     def __len__(self) -> int:
-        return len(self._hashes) - 1
+        """Give how many keys there are."""
+        return self._keys - self._room
+
+    def __del__(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
 
     def __repr__(self) -> str:
         return f"<SeenIds {len(self)}>"
+
+
+def _find(records: bytes | bytearray, packed: bytes) -> int:
+    """Give the line of a key; 0 if it is not there."""
+    at = records.find(packed)
+    while at % _RECORD > 0:  # not at the beginning of a record; -1 % 16 is 15
+        if at < 0:
+            return 0
+        at = records.find(packed, at + 1)
+    return int.from_bytes(records[at + 8 : at + _RECORD], "little")
+
+
+def _nameless_file() -> int:
+    with tempfile.TemporaryFile(prefix="fastllm-ids-") as file:
+        return os.dup(file.fileno())

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
 from ..errors import ConfigError
 from ..types import Row
-from .files import BREATH, BROKEN, MAX_LINE_BYTES, STDIN, fingerprint, lines, open_bytes, stdin_bytes
+from .files import BROKEN, MAX_LINE_BYTES, STDIN, fingerprint, lines, open_bytes, stdin_bytes
+from .ids import MADE_UP
 from .pipe import Pipe
 from .rows import Intake, Recipe
 
@@ -46,43 +47,27 @@ class JSONLReader:
             return ""
         digest, count = fingerprint(self.path)
         self.count_hint = count or None
+        self._intake.expect(count)
         return digest
 
     def __iter__(self) -> Iterator[Row]:
-        intake = self._intake
-        for number, text in self._texts(self._file):
-            yield self._too_long(number) if text is None else intake.line(text, number)
+        return map(self._row, self._texts(self._file))
 
-    def unanswered(self, answered: Callable[[int], bool], needs_ids: Callable[[int], bool]) -> Iterator[Row | None]:
-        intake, exact = self._intake, False
-        for number, text in self._texts(self._file):
-            index = intake.count
-            if answered(index):
-                if exact and text is not None:
-                    intake.remember(text, number)
-                else:
-                    intake.pass_over()
-                if index % BREATH == 0:
-                    yield None
-                continue
-            if not exact and needs_ids(index):
-                exact = True
-                self._learn_ids(number)
-            yield self._too_long(number) if text is None else intake.line(text, number)
+    def unanswered(self, passed: Callable[[int], Sequence[int]]) -> Iterator[Row | int]:
+        return self._intake.unanswered(self._texts(self._file), passed, self._row, self._remember)
 
-    def _learn_ids(self, before: int) -> None:
-        """Read the file once more, for the ids before this line."""
-        assert self.path is not None
-        self._intake.forget_ids()
-        file, _ = open_bytes(self.path)
-        with file:
-            for number, text in self._texts(file):
-                if number >= before:
-                    break
-                if text is None:
-                    self._intake.pass_over()
-                else:
-                    self._intake.remember(text, number)
+    def _row(self, record: tuple[int, bytes | None]) -> Row:
+        number, text = record
+        if text is None:
+            return self._intake.bad(number, f"longer than {self._max} bytes, and skipped")
+        return self._intake.line(text, number)
+
+    def _remember(self, record: tuple[int, bytes | None]) -> None:
+        number, text = record
+        if text is None:
+            self._intake.recall(MADE_UP, number)
+        else:
+            self._intake.remember(text, number)
 
     def _texts(self, file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
         """Give number and text of each line that is a row; None for one that is too long."""
@@ -100,9 +85,6 @@ class JSONLReader:
                     yield number, text
         except BROKEN as error:
             raise ConfigError(f"cannot read {self.path or 'the input'} after line {number}: {error}") from None
-
-    def _too_long(self, number: int) -> Row:
-        return self._intake.bad(number, f"longer than {self._max} bytes, and skipped")
 
     @property
     def unsent(self) -> dict[str, int]:

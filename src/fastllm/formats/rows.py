@@ -19,9 +19,9 @@ these keep their own, and rows of other operations are bad.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar, cast
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
@@ -29,8 +29,10 @@ from msgspec import UNSET, Raw, UnsetType
 from ..errors import ConfigError, InvalidRequestError, LLMError
 from ..schema.base import Schema
 from ..types import CHAT, COMPLETIONS, EMBEDDINGS, MODERATIONS, PATHS, RESPONSES, Request, Row
-from .ids import SeenIds
+from .ids import LIKE_MADE_UP, MADE_UP, SeenIds, key_of, own_key
 from .template import Template
+
+_R = TypeVar("_R", bound=tuple[int, Any] | tuple[int, Any, Any])  # a record: its line, and what is there
 
 BATCH = 1  # the priority of a row: after interactive requests
 NO_MODEL = "no_model"  # the code of the error of a row without one
@@ -121,34 +123,68 @@ class Intake:
             self._params = {name: Raw(_encode(value)) for name, value in params.items() if value is not None}
         except (TypeError, ValueError) as error:
             raise ConfigError(f"params cannot be written as JSON: {error}") from None
-        self.forget_ids()
         self.unsent: dict[str, int] = {}  # columns beside "prompt" that are no parameter, and how often
-
-    def forget_ids(self) -> None:
-        """Begin with the ids anew, and with the count of rows."""
         self.count = 0
         self._seen = SeenIds()
         self._derived = bytearray()  # a bit for each row whose id was made up
         self._claimed = False  # some row's own id looks like a made-up one
 
-    def pass_over(self) -> None:
-        """Count a row that needs no answer any more."""
-        self.count += 1
+    def expect(self, rows: int) -> None:
+        """Take in how many rows there will be, about."""
+        self._seen.expected = rows
 
-    def remember(self, text: bytes, line: int) -> None:
-        """Count such a row of JSON, and keep its id in mind."""
+    def recall(self, key: int, line: int) -> None:
+        """Count a row that needs no answer any more, and keep in mind the id whose key this is."""
         index = self.count
         self.count = index + 1
-        with contextlib.suppress(*_INVALID, InvalidRequestError):
+        self._note(key, index, line)
+
+    def remember(self, text: bytes, line: int) -> None:
+        """Count a row of JSON that needs no answer any more, and keep its id in mind."""
+        try:
             found = _ids.decode(text)
-            self._identify(found.custom_id, found.id, index, line)
+        except _INVALID:
+            self.recall(MADE_UP, line)
+        else:
+            self._remember(found.custom_id, found.id, line)
 
     def remember_columns(self, columns: dict[str, Any], line: int) -> None:
         """Do the same with a mapping."""
+        self._remember(columns.get("custom_id"), columns.get("id"), line)
+
+    def _remember(self, custom_id: Any, other: Any, line: int) -> None:
         index = self.count
         self.count = index + 1
-        with contextlib.suppress(InvalidRequestError):
-            self._identify(columns.get("custom_id"), columns.get("id"), index, line)
+        try:
+            self._identify(custom_id, other, index, line)
+        except InvalidRequestError:
+            self._note(key_of(custom_id if type(custom_id) is str else f"row-{index}", index), index, line)
+
+    def unanswered(
+        self,
+        records: Iterator[_R],
+        passed: Callable[[int], Sequence[int]],
+        row: Callable[[_R], Row],
+        remember: Callable[[_R], None],
+    ) -> Iterator[Row | int]:
+        """Do what `Reader.unanswered` says, for records that begin with their line."""
+        while True:
+            before = self.count
+            keys = passed(before)
+            if not keys:
+                record = next(records, None)
+                if record is None:
+                    return
+                yield row(record)
+                continue
+            for key, record in zip(keys, records, strict=False):  # keys first: no record is taken in vain
+                if key:
+                    self.recall(key, record[0])
+                else:
+                    remember(record)
+            yield self.count - before
+            if self.count - before < len(keys):
+                return
 
     def check_columns(self, columns: list[str]) -> None:
         """Raise ConfigError if a template names none of these columns."""
@@ -197,17 +233,28 @@ class Intake:
         if line:
             error.message = f"line {line}: {error.message}"
             error.args = (error.message,)
-        return Row(index=index, error=error, custom_id=custom_id or f"row-{index}", line=line, source=source)
+        custom_id = custom_id or f"row-{index}"
+        self._note(key_of(custom_id, index), index, line)
+        return Row(index=index, error=error, custom_id=custom_id, line=line, source=source)
+
+    def _note(self, key: int, index: int, line: int) -> None:
+        """Keep in mind that an id is taken."""
+        if key != MADE_UP:
+            self._claimed = self._claimed or key >= LIKE_MADE_UP
+            if line:
+                self._seen.add(key, line)
+            return
+        if index >= 8 * len(self._derived):
+            self._derived.extend(bytes(index // 8 + 4096 - len(self._derived)))
+        self._derived[index >> 3] |= 1 << (index & 7)
 
     def _identify(self, custom_id: Any, other: Any, index: int, line: int) -> str:
         """Give the row's id and remember it; a derived id is remembered as one bit."""
         given = custom_id if custom_id is not None else other
         if given is None or given == "":
-            if index >= 8 * len(self._derived):
-                self._derived.extend(bytes(index // 8 + 4096 - len(self._derived)))
-            self._derived[index >> 3] |= 1 << (index & 7)
+            self._note(MADE_UP, index, line)
             derived = f"row-{index}"
-            if self._claimed and (first := self._seen.add(derived, line)):
+            if self._claimed and (first := self._seen.add(own_key(derived), line)):
                 raise InvalidRequestError(
                     f"the row has no custom_id, and {derived!r}, which it would get, is taken by line {first}",
                     code=DUPLICATE,
@@ -228,7 +275,7 @@ class Intake:
             if 0 <= place < 8 * len(self._derived) and self._derived[place >> 3] >> (place & 7) & 1:
                 text = f"custom_id {given!r} is taken by row {place}, which has none"
                 raise InvalidRequestError(text, code=DUPLICATE, sent=False)
-        if first := self._seen.add(given, line):
+        if first := self._seen.add(own_key(given), line):
             text = f"custom_id {given!r} was already used on line {first}"
             raise InvalidRequestError(text, code=DUPLICATE, sent=False)
         return given

@@ -75,8 +75,8 @@ def read_layout(content: bytes) -> Layout | None:
 
 
 class Scan:
-    """Goes over the frames of a file: (offset, index, state, check) of each. Afterwards `end` is where the last whole
-    one ends and `damaged` counts the places that had to be skipped."""
+    """Goes over the frames of a file: (offset, index, state, check, payload) of each; the payload is for the
+    moment only. Afterwards `end` is where the last whole one ends and `damaged` counts the places that were skipped."""
 
     def __init__(self, fd: int, layout: Layout, size: int, start: int = 0) -> None:
         self._fd = fd
@@ -85,7 +85,7 @@ class Scan:
         self.end = start or layout.start
         self.damaged = 0
 
-    def __iter__(self) -> Iterator[tuple[int, int, int, int]]:
+    def __iter__(self) -> Iterator[tuple[int, int, int, int, memoryview]]:
         marker, salt, unpack = self._layout.marker, self._layout.salt, _FRAME.unpack_from
         while self.end + _FRAME.size <= self._size:
             base, at = self.end, 0
@@ -98,7 +98,7 @@ class Scan:
                     break
                 if length < _BODY.size or index >= MAX_ROWS:
                     break
-                yield base + at, index, state, check
+                yield base + at, index, state, check, view[at + _FRAME.size : stop]
                 at = stop
             self.end = base + at
             if at:
@@ -106,7 +106,7 @@ class Scan:
             whole = _whole_frame(self._fd, self._layout, base)
             if whole is not None:
                 index, state, check, body = whole
-                yield base, index, state, check
+                yield base, index, state, check, memoryview(body)[_BODY.size :]
                 self.end = base + 12 + len(body)
                 continue
             found = self._resynchronise(base + 1)

@@ -4,8 +4,10 @@ The rest lies in pages of 4,096 rows, of which some are kept, the others in a fi
 a later run the reading of the whole journal, and is never trusted over it: a header names the journal it belongs to and
 how much of it is covered, each page has its checksum, and what does not fit is thrown away and read anew.
 
-    header   magic 8 s, version u16, 0 u16, marker 4 s, salt u32, covered u64, total i64, ids u64, rows u64 | crc32 u32
-    page     4,096 states u8, checks u32, offsets i64 | crc32 u32, salted with the page's number     (little-endian)
+    header   magic 8 s, version u16, 0 u16, marker 4 s, salt u32, covered u64, total i64, rows u64 | crc32 u32
+    page     4,096 states u8, checks u32, offsets i64, keys u64 | crc32 u32, salted with the page's number
+                                                                                                  (little-endian)
+A row's key is that of its id (formats/ids.py), 0 where it is not known.
 
 A page may be newer than the header, after a crash: its rows whose frames lie beyond `covered` are forgotten, because
 the journal itself says what became of them. A header is written when its pages are safe, and the journal as far as it
@@ -27,36 +29,38 @@ import msgspec
 from .frames import FAILED, OK, Layout
 
 PAGE = 4096  # rows
-KEPT = 48  # pages in memory: 2.5 MB
+KEPT = 32  # pages in memory: 2.6 MB
 WORTH = 50_000  # rows, below which reading the journal is as fast
 MAGIC = b"FLLMINDX"
-VERSION = 1
-_HEADER = struct.Struct("<8sHH4sIQqQQI")
+VERSION = 2
+RUN = 1024  # rows at most that are given at once
+_HEADER = struct.Struct("<8sHH4sIQqQI")
 _START = 4096
-_CHECKS, _OFFSETS, _CRC = PAGE, 5 * PAGE, 13 * PAGE
+_CHECKS, _OFFSETS, _KEYS, _CRC = PAGE, 5 * PAGE, 13 * PAGE, 21 * PAGE
 _SIZE = _CRC + 4
 _SWAP = sys.byteorder == "big"
+_NONE = array("Q")
 
 
 class _Page:
-    __slots__ = ("checks", "is_new", "offsets")
+    __slots__ = ("checks", "is_new", "keys", "offsets")
 
     def __init__(self, content: bytes | None = None) -> None:
         self.checks = array("I", bytes(4 * PAGE) if content is None else content[_CHECKS:_OFFSETS])
-        self.offsets = array("q", bytes(8 * PAGE) if content is None else content[_OFFSETS:_CRC])
+        self.offsets = array("q", bytes(8 * PAGE) if content is None else content[_OFFSETS:_KEYS])
+        self.keys = array("Q", bytes(8 * PAGE) if content is None else content[_KEYS:_CRC])
         if _SWAP and content is not None:
             self.checks.byteswap()
             self.offsets.byteswap()
+            self.keys.byteswap()
         self.is_new = content is None
 
 
 class Saved(msgspec.Struct, frozen=True):
-    """What a file held: how many bytes of the journal it covers, the number of rows (None: not known), and up to which
-    row every id had been seen."""
+    """What a file held: how many bytes of the journal it covers, and the number of rows (None: not known)."""
 
     covered: int
     total: int | None
-    ids: int
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
@@ -102,10 +106,10 @@ class RowIndex:
         head = os.pread(self._fd, _HEADER.size, 0)
         if len(head) < _HEADER.size:
             return None
-        magic, version, _, marker, salt, covered, total, ids, rows, crc = _HEADER.unpack(head)
+        magic, version, _, marker, salt, covered, total, rows, crc = _HEADER.unpack(head)
         if (magic, version, marker, salt) != (MAGIC, VERSION, self._layout.marker, self._layout.salt):
             return None
-        if crc32(head[:-4]) != crc or not self._layout.start <= covered <= size or rows > 13 * size:
+        if crc32(head[:-4]) != crc or not self._layout.start <= covered <= size or rows > 21 * size:
             return None
         states = self._states
         for number in range(-(-rows // PAGE)):
@@ -113,7 +117,7 @@ class RowIndex:
             if content is None:
                 return None
             here = bytearray(content[:PAGE])
-            offsets = array("q", content[_OFFSETS:_CRC])
+            offsets = array("q", content[_OFFSETS:_KEYS])
             if _SWAP:
                 offsets.byteswap()
             if max(offsets) >= covered:
@@ -124,7 +128,7 @@ class RowIndex:
                 page.is_new = True  # or these rows would be believed once the file covers their offsets
             states += here
         self.ok, self.failed = states.count(OK), states.count(FAILED)
-        return Saved(covered, None if total < 0 else total, ids)
+        return Saved(covered, None if total < 0 else total)
 
     def _content(self, number: int) -> bytes | None:
         content = os.pread(self._fd, _SIZE, _START + number * _SIZE)
@@ -164,8 +168,8 @@ class RowIndex:
     def state(self, index: int) -> int:
         return self._states[index] if index < len(self._states) else 0
 
-    def note(self, index: int, state: int, offset: int, check: int) -> None:
-        """Take in where a row's newest frame lies and what it says."""
+    def note(self, index: int, state: int, offset: int, check: int, key: int) -> None:
+        """Take in where a row's newest frame lies and what it says, and its id's key."""
         states = self._states
         if index >= len(states):
             states.extend(bytes((index // PAGE + 1) * PAGE - len(states)))
@@ -180,6 +184,7 @@ class RowIndex:
         place = index % PAGE
         page.offsets[place] = offset
         page.checks[place] = check
+        page.keys[place] = key
 
     def count(self, total: int) -> tuple[int, int]:
         """Give how many of the first `total` rows are ok and how many failed."""
@@ -189,6 +194,17 @@ class RowIndex:
         """Give the checksum of a done row's source."""
         number = index // PAGE
         return (self._last if number == self._last_number else self._page(number)).checks[index % PAGE]
+
+    def keys(self, index: int, states: bytes) -> array[int]:
+        """Give the keys of the rows from `index` on that are in one of these states, up to the first that is not."""
+        stop = min(index + RUN, (index // PAGE + 1) * PAGE)
+        here = self._states[index:stop]
+        run = len(here) - len(here.lstrip(states))
+        if not run:
+            return _NONE
+        number, place = index // PAGE, index % PAGE
+        page = self._last if number == self._last_number else self._page(number)
+        return page.keys[place : place + run]
 
     def offset(self, index: int) -> int:
         """Give where a done row's frame lies."""
@@ -228,16 +244,16 @@ class RowIndex:
         return self._fd
 
     def _packed(self, number: int, page: _Page) -> bytes:
-        checks, offsets = page.checks, page.offsets
+        columns = (page.checks, page.offsets, page.keys)
         if _SWAP:
-            checks, offsets = checks[:], offsets[:]
-            checks.byteswap()
-            offsets.byteswap()
+            columns = (page.checks[:], page.offsets[:], page.keys[:])
+            for column in columns:
+                column.byteswap()
         states = bytes(self._states[number * PAGE : (number + 1) * PAGE])
-        content = b"".join((states, checks.tobytes(), offsets.tobytes()))
+        content = b"".join((states, *(column.tobytes() for column in columns)))
         return content + crc32(content, number).to_bytes(4, "little")
 
-    def checkpoint(self, covered: int, total: int | None, ids: int) -> Checkpoint | None:
+    def checkpoint(self, covered: int, total: int | None) -> Checkpoint | None:
         """Write the pages, and give the header by which the file covers so much of the journal; None if it is not worth
         it."""
         if len(self._states) < WORTH or self._broken:
@@ -252,7 +268,7 @@ class RowIndex:
             self._broken = True
             return None
         marker, salt, rows = self._layout.marker, self._layout.salt, len(self._states)
-        head = _HEADER.pack(MAGIC, VERSION, 0, marker, salt, covered, -1 if total is None else total, ids, rows, 0)[:-4]
+        head = _HEADER.pack(MAGIC, VERSION, 0, marker, salt, covered, -1 if total is None else total, rows, 0)[:-4]
         return Checkpoint(fd, covered, head + struct.pack("<I", crc32(head)))
 
     def __repr__(self) -> str:

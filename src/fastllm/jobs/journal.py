@@ -12,14 +12,14 @@ import fcntl
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import msgspec
 
 from ..errors import ConfigError, JobConflictError
-from ..formats.rows import DUPLICATE
+from ..formats.ids import UNKNOWN, key_of
 from .appender import Appender, JournalError
 from .frames import END, FAILED, MAGIC, MAX_ROWS, OK, VERSION, Layout, Scan, new_layout, read_frame, read_layout
 from .index import Checkpoint, RowIndex
@@ -83,8 +83,15 @@ class Entry(msgspec.Struct, kw_only=True, array_like=True):
     cost: float | None = None  # USD; None where the price or the usage is not known
 
 
+class _Id(msgspec.Struct, array_like=True):
+    """As much of an Entry as is read of every row."""
+
+    custom_id: str | None = None
+
+
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(Entry).decode
+_unpack_id = msgspec.msgpack.Decoder(_Id).decode
 _identity = msgspec.msgpack.Decoder(Identity)
 
 
@@ -109,7 +116,6 @@ class Journal:
         self._appender = Appender(fd, str(path), SYNC_EVERY[durability])
         self._distrusted = False
         self.total: int | None = None
-        self.ids_seen = 0  # up to this row of the input, an earlier run has seen every id
         self.damaged = 0  # places that had to be skipped; their rows run again
         self.input_changed = False  # since these answers: `take_over` once they are known to fit
         self.differences: list[str] = []  # to the job that it was made for, where that was to be overlooked
@@ -177,7 +183,6 @@ class Journal:
                 os.fsync(self._fd)
             self._layout = layout
         self.input_changed = False
-        self.ids_seen = 0
 
     def _load(self) -> None:
         size = os.fstat(self._fd).st_size
@@ -187,14 +192,14 @@ class Journal:
             return
         saved = self._rows.load(size)
         if saved is not None:
-            self._covered, self.total, self.ids_seen = saved.covered, saved.total, saved.ids
+            self._covered, self.total = saved.covered, saved.total
         scan = Scan(self._fd, self._layout, size, self._covered)
         note = self._rows.note
-        for offset, index, state, check in scan:
+        for offset, index, state, check, payload in scan:
             if state == END:
                 self.total = None if index == _OPEN_END else index
             else:
-                note(index, OK if state == OK else FAILED, offset, check)
+                note(index, OK if state == OK else FAILED, offset, check, _key(payload, index))
         self._end = self._base = scan.end
         self.damaged = scan.damaged
         self.torn_bytes = size - scan.end
@@ -220,6 +225,11 @@ class Journal:
         """The states of all rows so far, a byte each: for a look at every row."""
         return self._rows.states
 
+    def keys(self, index: int, states: bytes) -> Sequence[int]:
+        """Give the ids' keys of the rows from `index` on that are in one of these states, up to the first that is not
+        (or fewer)."""
+        return self._rows.keys(index, states)
+
     def count(self, total: int) -> tuple[int, int]:
         """Give how many of the first `total` rows are ok and how many failed: an earlier stream may have had more."""
         return self._rows.count(total)
@@ -239,7 +249,8 @@ class Journal:
 
     def append(self, index: int, ok: bool, check: int, entry: Entry) -> None:
         """Record a finished row, without waiting for the disk. JournalError once the file cannot be written."""
-        self._put(index, OK if ok else FAILED, check, _pack(entry))
+        key = UNKNOWN if entry.custom_id is None else key_of(entry.custom_id, index)
+        self._put(index, OK if ok else FAILED, check, _pack(entry), key)
 
     @property
     def identity(self) -> Identity:
@@ -254,7 +265,7 @@ class Journal:
         if self.total != total:
             self._put(total, END, 0, b"")
 
-    def _put(self, index: int, state: int, check: int, payload: bytes) -> None:
+    def _put(self, index: int, state: int, check: int, payload: bytes, key: int = UNKNOWN) -> None:
         offset = self._end
         frame = self._layout.frame(offset, index, state, check, payload)
         self._appender.put(frame)
@@ -262,7 +273,7 @@ class Journal:
         if state == END:
             self.total = None if index == _OPEN_END else index
         else:
-            self._rows.note(index, state, offset, check)
+            self._rows.note(index, state, offset, check, key)
         if self._end - self._covered > _CHECKPOINT or self._checkpoint is not None:
             self._save()
 
@@ -271,7 +282,7 @@ class Journal:
         waiting = self._checkpoint
         if waiting is None:
             self._covered = self._end
-            self._checkpoint = self._rows.checkpoint(self._end, self.total, self.ids_seen)
+            self._checkpoint = self._rows.checkpoint(self._end, self.total)
         elif self._base + self._appender.synced >= waiting.covered:
             self._checkpoint = None
             self._join()
@@ -300,7 +311,7 @@ class Journal:
 
     def as_finished(self) -> Iterator[int]:
         """Give the rows in the order in which they got their last outcome; `sync` comes before."""
-        for offset, index, state, _ in Scan(self._fd, self._layout, self._end, self._layout.start):
+        for offset, index, state, *_ in Scan(self._fd, self._layout, self._end, self._layout.start):
             if state != END and self.state(index) and self._rows.offset(index) == offset:
                 yield index
 
@@ -310,20 +321,13 @@ class Journal:
         self._join()
         self._rows.drop()
 
-    def is_duplicate(self, index: int) -> bool:
-        """Tell whether a row failed because an earlier one has its id; also where that can no longer be told."""
-        try:
-            return (self.read(index).error or {}).get("code") == DUPLICATE
-        except JournalError:
-            return True
-
     def close(self) -> None:
         """Sync, unlock and close. Idempotent; what went wrong is in `failure`."""
         if self._fd >= 0:
             self._appender.close()
             self._join()
             if self.failure is None and not self._distrusted and self._end > self._covered:
-                last = self._rows.checkpoint(self._end, self.total, self.ids_seen)
+                last = self._rows.checkpoint(self._end, self.total)
                 if last is not None:
                     last.write()
             self._rows.close()
@@ -390,6 +394,14 @@ def _existing_layout(path: Path, fd: int, overwrite: bool) -> Layout | None:
     if overwrite:
         return None
     raise JobConflictError(f"the header of {path} is damaged; start anew with overwrite=True")
+
+
+def _key(payload: memoryview, index: int) -> int:
+    try:
+        custom_id = _unpack_id(payload).custom_id
+    except msgspec.DecodeError:
+        return UNKNOWN
+    return UNKNOWN if custom_id is None else key_of(custom_id, index)
 
 
 def _packed(identity: Identity, size: int) -> bytes | None:

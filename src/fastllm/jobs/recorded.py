@@ -53,7 +53,7 @@ class Recorded:
             raise ConfigError(f"the header of {self.path} cannot be read") from None
         scan = Scan(self.fd, self._layout, self._end)
         states, offsets = self._states, self._offsets
-        for offset, index, state, _ in scan:
+        for offset, index, state, *_ in scan:
             if state == END:
                 self.total = None if index == _OPEN_END else index
                 continue
@@ -94,7 +94,7 @@ class Recorded:
     def as_finished(self) -> Iterator[int]:
         """Give the rows in the order in which they got their last outcome."""
         if self._layout is not None:
-            for offset, index, state, _ in Scan(self.fd, self._layout, self._end):
+            for offset, index, state, *_ in Scan(self.fd, self._layout, self._end):
                 if state != END and self.state(index) and self._offsets[index] == offset:
                     yield index
 

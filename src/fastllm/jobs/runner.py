@@ -102,7 +102,6 @@ class Job:
         self._read = 0
         self._all_read = False
         self._unchanged = False  # the input is, to the byte, what it was in the run before
-        self._bad_under_way = 0
         self.publishing = False  # every row is done, and the output is being written
         self._stop_asked = 0
         self._given_up = False
@@ -340,25 +339,19 @@ class Job:
 
     def _unanswered(self, journal: Journal) -> Iterator[Row | None]:
         """Go over the same input as before: what has its answer need not even be looked at."""
-        states, seen = journal.states, journal.ids_seen
-
-        def answered(index: int) -> bool:
-            state = states[index] if index < len(states) else 0
-            if state == OK:
-                self.skipped += 1
-            elif not self._is_passed(state):
-                return False
-            self._read = index + 1
-            return True
-
-        def needs_ids(index: int) -> bool:
-            return index >= seen or (journal.state(index) == FAILED and journal.is_duplicate(index))
-
-        return self._reader.unanswered(answered, needs_ids)
+        passing = bytes(state for state in (0, OK, FAILED) if state == OK or self._is_left(state))
+        for found in self._reader.unanswered(lambda index: journal.keys(index, passing)):
+            if not isinstance(found, int):
+                yield found
+                continue
+            before, self._read = self._read, self._read + found
+            answered = journal.states.count(OK, before, self._read)
+            self.skipped += answered
+            self.passed += found - answered
+            yield None
 
     def _take(self, row: Row) -> None:
         self._under_way[row.index] = row
-        self._bad_under_way += row.request is None
 
     async def _rows_of(self, ahead: Ahead, journal: Journal) -> AsyncIterator[Row | None]:
         """Do the same with rows that are waited for."""
@@ -389,10 +382,13 @@ class Job:
         return True
 
     def _is_passed(self, state: int) -> bool:
-        """Tell whether a row without an answer is none that this run should ask."""
-        passed = self._retry_failed is not None and self._retry_failed != (state == FAILED)
+        """Tell whether a row without an answer is none that this run should ask, and count it."""
+        passed = self._is_left(state)
         self.passed += passed
         return passed
+
+    def _is_left(self, state: int) -> bool:
+        return self._retry_failed is not None and self._retry_failed != (state == FAILED)
 
     def _settle(self, journal: Journal, outcome: Outcome) -> None:
         """Record an outcome. Misfits (a ConfigError: no key, no such provider) are the whole job's mistake as long as
@@ -434,9 +430,6 @@ class Job:
             self._under_way[outcome.index] = row  # not done: neither asked nor recorded
             return
         journal.append(outcome.index, error is None, crc32(row.source), _entry(row, outcome))
-        self._bad_under_way -= row.request is None
-        if not self._bad_under_way and self._read > journal.ids_seen and not self._retry_failed:
-            journal.ids_seen = self._read
 
     def _goes_on(self, error: LLMError) -> bool:
         """Tell whether this error is the row's own; otherwise it is the job's, which then stops."""
