@@ -15,9 +15,12 @@ import time
 from collections.abc import Callable
 
 from crashing.findings import Findings
+from crashing.flips import every_byte
+from crashing.interrupts import every_interrupt
 from crashing.kills import random_kills
 from crashing.points import every_fault, every_point
 from crashing.power import power_losses
+from crashing.races import every_race
 
 Trial = Callable[[argparse.Namespace], Findings]
 
@@ -25,6 +28,9 @@ TRIALS: dict[str, Trial] = {
     "kills": lambda given: random_kills(given.kills, given.seed),
     "points": lambda given: every_point(seed=given.seed, quick=given.quick),
     "faults": lambda given: every_fault(seed=given.seed, quick=given.quick),
+    "flips": lambda given: every_byte(seed=given.seed, quick=given.quick),
+    "races": lambda given: every_race(seed=given.seed, quick=given.quick),
+    "signals": lambda given: every_interrupt(seed=given.seed, quick=given.quick),
     "power": lambda given: power_losses(800 if given.quick else 24_000, given.seed, resumed=3 if given.quick else 150),
 }
 

@@ -33,6 +33,8 @@ from .hooks import Call, Perform, hook
 
 ROWS = 50
 SECTORS = (512, 4096)
+FEW = 5  # new states in a round over all moments, below which the rest is not worth its time
+JOB = Identity(fingerprint="f", model="m")  # of the journals that are written without one
 OUTPUT, JOURNAL = "out.jsonl", "out.jsonl.journal"
 
 
@@ -78,18 +80,25 @@ def power_losses(states: int, seed: int, *, resumed: int) -> Findings:
     findings = Findings("power")
     rng = random.Random(seed)
     with Bench(ROWS, durability="full") as full, Bench(ROWS) as usual, scratch() as folder:
-        made = [_of_job(full, "full"), _of_job(usual, "normal"), _of_killed_job(full), _of_index()]
-        for recording in made:
-            judge(recording, findings, rng, states // len(made), folder)
-        for bench, recording in ((full, made[0]), (usual, made[1]), (full, made[2])):
-            _run_to_the_end(bench, recording, findings, rng, resumed // 3)
+        of_bench = [
+            (full, _of_job(full, "full")),
+            (full, _of_killed_job(full, "full, killed")),
+            (usual, _of_job(usual, "normal")),
+            (usual, _of_killed_job(usual, "normal, killed")),
+        ]
+        made = [_of_index(), *(recording for _, recording in of_bench)]
+        for number, recording in enumerate(made):  # those with `full` have fewer states: the last ones make up for it
+            judge(recording, findings, rng, (states - findings.states) // (len(made) - number), folder)
+        for bench, recording in of_bench:
+            _run_to_the_end(bench, recording, findings, rng, resumed // len(of_bench))
     return findings
 
 
 def judge(recording: Recording, findings: Findings, rng: random.Random, states: int, folder: Path) -> None:
     """Draw so many different states of one job, spread over its moments, and judge each."""
     seen: set[int] = set()
-    for _ in range(1000):
+    while True:
+        before = len(seen)
         disk, promised = Disk(), set[int]()
         for number in range(len(recording.calls) + 1):
             for sector in SECTORS:
@@ -99,14 +108,15 @@ def judge(recording: Recording, findings: Findings, rng: random.Random, states: 
                     seen.add(mark)
                     _judge(recording, findings, found, promised, folder, f"{recording.name}, before call {number}")
             if len(seen) >= states:
-                findings.states += len(seen)
-                return
+                break
             if number < len(recording.calls):
                 call = recording.calls[number]
                 disk.take(call)
                 if call.name == "sync":
                     promised |= _rows_in(disk.safe(JOURNAL), folder)
-    findings.states += len(seen)
+        if len(seen) >= states or len(seen) < before + FEW:
+            findings.states += len(seen)
+            return
 
 
 def _judge(
@@ -186,9 +196,9 @@ def _of_job(bench: Bench, name: str) -> Recording:
     return _recorded(bench, name, None)
 
 
-def _of_killed_job(bench: Bench) -> Recording:
+def _of_killed_job(bench: Bench, name: str) -> Recording:
     """A job that is killed in the middle of a write, and the run that recovers, cuts the tail off and goes on."""
-    return _recorded(bench, "killed", 16)
+    return _recorded(bench, name, 16)
 
 
 def _recorded(bench: Bench, name: str, most: int | None) -> Recording:
@@ -247,7 +257,7 @@ def write_with_index(folder: Path, run: int, log: Path, durability: Durability =
     """Append rows to a journal whose index is written from the first row on, and after each KB."""
     index.WORTH, journals._CHECKPOINT, index.KEPT = 1, 1024, 2  # as if it were a large job
     hook(folder, Recorder(log))
-    journal = Journal.open(folder / JOURNAL, Identity(fingerprint="f", model="m"), durability=durability)
+    journal = Journal.open(folder / JOURNAL, JOB, durability=durability)
     for i in range(12):
         row = (i * 3 + run) * 700  # over several pages
         journal.append(row, True, crc32(b"%d" % row), Entry(custom_id=f"q{row}", body=b"%d " % row * 60))

@@ -403,8 +403,8 @@ def _key(payload: memoryview, index: int) -> int:
 
 
 def _was_being_made(content: bytes, size: int) -> bool:
-    """Tell whether a header that cannot be read never was whole. Then the file ends with it: the first row comes when it
-    is safe. Sectors of it may be missing, in any order; where its second half begins, its MAGIC says best."""
+    """Tell whether a header that cannot be read never was whole. Then the file ends with it: the first row comes when
+    it is safe. Sectors of it may be missing, in any order; where its second half begins, its MAGIC says best."""
     if size < 32 or not content.strip(b"\0"):
         return MAGIC.startswith(content[:8]) or not content.strip(b"\0")
     half = content.find(MAGIC, 1)
