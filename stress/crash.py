@@ -21,6 +21,7 @@ from crashing.kills import random_kills
 from crashing.points import every_fault, every_point
 from crashing.power import power_losses
 from crashing.races import every_race
+from crashing.traced import every_call
 
 Trial = Callable[[argparse.Namespace], Findings]
 
@@ -28,6 +29,7 @@ TRIALS: dict[str, Trial] = {
     "kills": lambda given: random_kills(given.kills, given.seed),
     "points": lambda given: every_point(seed=given.seed, quick=given.quick),
     "faults": lambda given: every_fault(seed=given.seed, quick=given.quick),
+    "traced": lambda given: every_call(quick=given.quick),
     "flips": lambda given: every_byte(seed=given.seed, quick=given.quick),
     "races": lambda given: every_race(seed=given.seed, quick=given.quick),
     "signals": lambda given: every_interrupt(seed=given.seed, quick=given.quick),
