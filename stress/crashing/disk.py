@@ -52,6 +52,11 @@ class Disk:
             self._changes.append((call, inode))
             self._names = _renamed(self._names, self._changes[-1:])
 
+    @property
+    def is_settled(self) -> bool:
+        """Tell whether there is only one end that a power loss now could have."""
+        return not self._changes and not any(inode.pending for inode in self._names.values())
+
     def safe(self, name: str) -> bytes | None:
         """Give what is safe of a file; None where its name is not."""
         inode = self._safe_names.get(name)
@@ -82,17 +87,17 @@ def _renamed(names: dict[str, Inode], changes: Sequence[tuple[Call, Inode]]) -> 
 
 def _kept(rng: random.Random, items: Sequence[T]) -> list[T]:
     """Draw which of some changes reached the disk: none, all, the first ones, or any."""
-    how = rng.randrange(4)
+    how = rng.randrange(10)
     if how < 2:
         return list(items) if how else []
-    if how == 2:
+    if how < 5:
         return list(items[: rng.randint(0, len(items))])
     share = rng.random()
     return [item for item in items if rng.random() < share]
 
 
 def _drawn(rng: random.Random, inode: Inode, sector: int) -> bytes:
-    how = rng.randrange(5)
+    how = rng.randrange(10)
     if how == 0:
         return inode.safe
     if how == 1:

@@ -33,6 +33,7 @@ from .hooks import Call, Perform, hook
 
 ROWS = 50
 SECTORS = (512, 4096)
+DRAWS = 4  # at a time, of each moment and sector
 FEW = 5  # new states in a round over all moments, below which the rest is not worth its time
 JOB = Identity(fingerprint="f", model="m")  # of the journals that are written without one
 OUTPUT, JOURNAL = "out.jsonl", "out.jsonl.journal"
@@ -101,7 +102,7 @@ def judge(recording: Recording, findings: Findings, rng: random.Random, states: 
         before = len(seen)
         disk, promised = Disk(), set[int]()
         for number in range(len(recording.calls) + 1):
-            for sector in SECTORS:
+            for sector in SECTORS[:1] if disk.is_settled else SECTORS * DRAWS:
                 found = disk.crash(rng, sector)
                 mark = hash((number, tuple(sorted(found.items()))))
                 if mark not in seen:
