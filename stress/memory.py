@@ -54,11 +54,12 @@ def write_rows(path: Path, rows: int, *, ids: bool) -> None:
             file.write(b'{%b"model":"m","messages":[{"role":"user","content":"%d %b"}]}\n' % (name, i, text))
 
 
-async def run(source: Path, output: Path, every: int) -> tuple[list[tuple[int, float]], float]:
-    """Give (rows done, MiB) as they were sampled, and the seconds that it took."""
+async def run(source: Path, output: Path, every: int) -> tuple[list[tuple[int, float]], list[float], float]:
+    """Give (rows done, MiB) as they were sampled, MiB while the output was written, and the seconds that it took."""
     limits = Limits(concurrency=1024, adaptive=False)
     made = engine(EngineOptions(base_url="http://test", limits=limits, transport=ScriptedTransport(answer)))
     samples: list[tuple[int, float]] = []
+    publishing: list[float] = []
     over = threading.Event()
     began = time.monotonic()
     with open_reader(source) as reader:
@@ -67,8 +68,11 @@ async def run(source: Path, output: Path, every: int) -> tuple[list[tuple[int, f
         def watch() -> None:
             due = 0
             while not over.wait(0.05):
-                if job.done >= due or job.publishing:
+                if job.publishing:
+                    publishing.append(resident())
+                elif job.done >= due:
                     samples.append((job.done, resident()))
+                    print(f"{job.done:>12,} rows {samples[-1][1]:8.1f} MiB", flush=True)
                     due = (job.done // every + 1) * every
 
         watcher = threading.Thread(target=watch)
@@ -81,7 +85,7 @@ async def run(source: Path, output: Path, every: int) -> tuple[list[tuple[int, f
     await made.aclose()
     if result.ok != result.total:
         raise SystemExit(f"not every row was answered: {result}")
-    return samples, time.monotonic() - began
+    return samples, publishing, time.monotonic() - began
 
 
 def main() -> None:
@@ -94,19 +98,16 @@ def main() -> None:
     try:
         source = folder / "in.jsonl"
         write_rows(source, options.rows, ids=options.ids)
-        every = max(1, options.rows // 20)
-        samples, seconds = loop.run(run(source, folder / "out.jsonl", every))
+        every = min(100_000, max(1, options.rows // 20))
+        samples, publishing, seconds = loop.run(run(source, folder / "out.jsonl", every))
     finally:
         shutil.rmtree(folder)
-    for done, size in samples[:: max(1, len(samples) // 25)]:
-        print(f"{done:>12,} rows {size:8.1f} MiB")
-    most = max(size for _, size in samples)
-    early = max((size for done, size in samples if done <= 100_000 or done <= every), default=0.0)
-    late = [size for done, size in samples if done > 100_000]
-    if late and options.rows > 100_000:
-        growth = (max(late) - early) / ((options.rows - 100_000) / 1e6)
-        print(f"growth after the first 100,000 rows: {growth:.2f} MiB a million")
-    print(f"{options.rows:,} rows in {seconds:.0f} s; at most {most:.1f} MiB")
+    print(f"{options.rows:,} rows in {seconds:.0f} s")
+    print(f"at most {max(size for _, size in samples):.1f} MiB, {max(publishing):.1f} while the output was written")
+    late = [(done, size) for done, size in samples if done >= 100_000]
+    if len(late) > 1:
+        (begin, early), (end, last) = late[0], late[-1]
+        print(f"growth from row {begin:,} on: {(last - early) / (end - begin) * 1e6:.2f} MiB a million")
 
 
 if __name__ == "__main__":

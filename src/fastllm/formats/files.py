@@ -9,6 +9,7 @@ import os
 import sys
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -93,9 +94,12 @@ def fingerprint(path: Path) -> tuple[str, int]:
     lines = 0
     last = b"\n"
     try:
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
+        with path.open("rb") as file, ThreadPoolExecutor(1, "fastllm-hash") as hashing:
+            hashed = None
+            while chunk := file.read(_CHUNK):  # while the one before is hashed
+                if hashed is not None:
+                    hashed.result()
+                hashed = hashing.submit(digest.update, chunk)
                 lines += plain and chunk.count(b"\n")
                 last = chunk[-1:]
     except OSError as error:

@@ -3,13 +3,15 @@
 An id is known by its key, a 63-bit hash that is the same in every process. Two different ids with the same key would be
 taken for one; in ten million rows the chance is one in 180,000.
 
-Filters tell for sure that a key is new: Bloom filters whose four bits lie in one word. One that may be known is looked
-for among the keys of its part, of which the last are in memory and the others in the file, in chunks.
+Filters tell for sure that a key is new: Bloom filters whose four bits lie in one word, of 30 bits because Python is
+quick with those. A key that may be known is looked for among the keys of its part, of which the last are in memory and
+the others in the file, in chunks.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import struct
 import tempfile
 from array import array
@@ -20,11 +22,12 @@ LIKE_MADE_UP = 1 << 63  # set in the key of an id that reads like a made-up one
 _PRIME = 0x7F4DFBBE6519A9D5  # of 63 bits, without a pattern, so that ids with one do not meet
 _FACTOR = 0x5851F42D4C957F2D5851F42D4C957F2D  # spreads short ids over all of them
 _FIRST_IDS = 1 << 16  # that the first filter is for; each further one is for twice as many
-_IDS_A_WORD = 4
+_IDS_A_WORD = 2
 _PARTS = 256
 _RECORD = 16  # bytes: key, line
 _CHUNK = 256 * _RECORD
-_BITS = [1 << (i & 63) | 1 << (i >> 6) for i in range(4096)]
+_random = random.Random(0)
+_BITS = [sum(1 << bit for bit in _random.sample(range(30), 4)) for _ in range(4096)]
 _pack = struct.Struct("<QQ").pack
 
 
@@ -46,12 +49,16 @@ def own_key(custom_id: str) -> int:
 class SeenIds:
     """A set of keys that remembers the line of each."""
 
-    __slots__ = ("_buffers", "_chunks", "_fd", "_filters", "_full", "_keys", "_room", "_words", "_written", "expected")
+    __slots__ = (
+        *("_buffers", "_chunks", "_fd", "_full", "_written"),
+        *("_keys", "_older", "_room", "_size", "_words", "expected"),
+    )
 
     def __init__(self) -> None:
         self.expected = 0  # how many ids there may be, if somebody knows
-        self._filters: list[array[int]] = []
-        self._words = array("Q")  # the filter that takes new keys
+        self._older: list[array[int]] = []  # the filters that are full
+        self._words = array("I", [0])  # the one that takes new keys
+        self._size = 1  # words
         self._room = 0  # keys for which there is room in it
         self._keys = 0  # for which there was room in the filters
         self._buffers: list[bytearray] = []
@@ -62,18 +69,19 @@ class SeenIds:
 
     def add(self, key: int, line: int) -> int:
         """Remember a key; give 0, or the line where it was seen before."""
-        bits = _BITS[key & 4095] | _BITS[key >> 12 & 4095]
-        place = key >> 24
-        for words in self._filters:
-            if words[place % len(words)] & bits == bits:
-                before = self._line(key)
-                if before:
-                    return before
-                break
+        bits = _BITS[key & 4095]
+        place = key >> 12
+        words = self._words
+        at = place % self._size
+        word = words[at]
+        if word & bits == bits or (self._older and self._is_in_older(place, bits)):
+            before = self._line(key)
+            if before:
+                return before
         if not self._room:
             self._extend()
-        words = self._words
-        words[place % len(words)] |= bits
+            return self.add(key, line)
+        words[at] = word | bits
         self._room -= 1
         part = place % _PARTS
         buffer = self._buffers[part]
@@ -82,10 +90,13 @@ class SeenIds:
             self._write(part, buffer)
         return 0
 
+    def _is_in_older(self, place: int, bits: int) -> bool:
+        return any(words[place % len(words)] & bits == bits for words in self._older)
+
     def _line(self, key: int) -> int:
         """Look for a key in its part; 0 if it is not there."""
         packed = key.to_bytes(8, "little")
-        part = (key >> 24) % _PARTS
+        part = (key >> 12) % _PARTS
         if found := _find(self._buffers[part], packed):
             return found
         for place in self._chunks[part]:
@@ -95,15 +106,16 @@ class SeenIds:
 
     def _extend(self) -> None:
         """Make room in the filters."""
-        if not self._filters:
+        if not self._keys:
             self._buffers = [bytearray() for _ in range(_PARTS)]
             self._chunks = [array("I") for _ in range(_PARTS)]
             self._room = max(self.expected, _FIRST_IDS)
         else:
-            self._room = 2 * _IDS_A_WORD * len(self._words)
+            self._older.append(self._words)
+            self._room = 2 * _IDS_A_WORD * self._size
         self._keys += self._room
-        self._words = array("Q", bytes(8 * (self._room // _IDS_A_WORD)))
-        self._filters.append(self._words)
+        self._size = self._room // _IDS_A_WORD
+        self._words = array("I", bytes(4 * self._size))
 
     def _write(self, part: int, buffer: bytearray) -> None:
         try:

@@ -177,8 +177,12 @@ class Intake:
                     return
                 yield row(record)
                 continue
+            add = self._seen.add
             for key, record in zip(keys, records, strict=False):  # keys first: no record is taken in vain
-                if key:
+                if MADE_UP < key < LIKE_MADE_UP:
+                    self.count += 1
+                    add(key, record[0])
+                elif key:
                     self.recall(key, record[0])
                 else:
                     remember(record)
