@@ -33,7 +33,7 @@ TRIALS: dict[str, Trial] = {
     "flips": lambda given: every_byte(seed=given.seed, quick=given.quick),
     "races": lambda given: every_race(seed=given.seed, quick=given.quick),
     "signals": lambda given: every_interrupt(seed=given.seed, quick=given.quick),
-    "power": lambda given: power_losses(800 if given.quick else 24_000, given.seed, resumed=3 if given.quick else 150),
+    "power": lambda given: power_losses(500 if given.quick else 24_000, given.seed, resumed=3 if given.quick else 150),
 }
 
 

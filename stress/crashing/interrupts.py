@@ -11,7 +11,7 @@ import time
 from .bench import CONCURRENCY, Bench, ended
 from .findings import Findings
 
-ROWS = 60
+ROWS = 40
 LATENCY = 0.1  # seconds
 WAYS = (
     (signal.SIGINT,),
@@ -39,9 +39,11 @@ def _interrupt(bench: Bench, findings: Findings, rng: random.Random, signals: tu
     findings.states += 1
     where = f"state {findings.states}, {' and '.join(one.name for one in signals)}"
     pid = bench.start()
-    until = time.monotonic() + rng.uniform(0.25, 0.8)
-    while time.monotonic() < until:
-        time.sleep(0.01)
+    asked: list[tuple[str, float]] = []
+    while not asked and os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        asked += bench.received()
+        time.sleep(0.005)
+    time.sleep(rng.uniform(0.0, 0.4))
     for one in signals:
         os.kill(pid, one)
         asked_to_stop = time.monotonic()
@@ -49,8 +51,8 @@ def _interrupt(bench: Bench, findings: Findings, rng: random.Random, signals: tu
     status = ended(pid)
     findings.most(f"ms at most after {len(signals)}", int(1000 * (time.monotonic() - asked_to_stop)))
     kept = bench.look(findings, where)
-    asked = [name for name, _ in bench.received()]
-    left = set(asked) - kept
+    asked += bench.received()
+    left = {name for name, _ in asked} - kept
     said = bench.said.read_text()
     findings.note("left in flight by the second", len(left))
     if status != 128 + signals[-1] or "Traceback" in said:

@@ -34,7 +34,7 @@ from .hooks import Call, Perform, hook
 ROWS = 50
 SECTORS = (512, 4096)
 DRAWS = 4  # at a time, of each moment and sector
-FEW = 5  # new states in a round over all moments, below which the rest is not worth its time
+STALE = 40  # rounds over all moments without a new state: there are no more
 JOB = Identity(fingerprint="f", model="m")  # of the journals that are written without one
 OUTPUT, JOURNAL = "out.jsonl", "out.jsonl.journal"
 
@@ -98,7 +98,8 @@ def power_losses(states: int, seed: int, *, resumed: int) -> Findings:
 def judge(recording: Recording, findings: Findings, rng: random.Random, states: int, folder: Path) -> None:
     """Draw so many different states of one job, spread over its moments, and judge each."""
     seen: set[int] = set()
-    while True:
+    stale = 0
+    while len(seen) < states and stale < STALE:
         before = len(seen)
         disk, promised = Disk(), set[int]()
         for number in range(len(recording.calls) + 1):
@@ -115,9 +116,8 @@ def judge(recording: Recording, findings: Findings, rng: random.Random, states: 
                 disk.take(call)
                 if call.name == "sync":
                     promised |= _rows_in(disk.safe(JOURNAL), folder)
-        if len(seen) >= states or len(seen) < before + FEW:
-            findings.states += len(seen)
-            return
+        stale = 0 if len(seen) > before else stale + 1
+    findings.states += len(seen)
 
 
 def _judge(
@@ -223,14 +223,14 @@ def _as_recording(name: str, log: Path, folder: Path) -> Recording:
     output = folder / OUTPUT
     return Recording(
         name=name,
-        calls=list(_calls(log.read_bytes())),
+        calls=list(recorded_calls(log.read_bytes())),
         identity=identity,
         rows={row: (entry.custom_id, entry.body) for row, entry in entries.items()},
         output=output.read_bytes() if output.exists() else None,
     )
 
 
-def _calls(log: bytes) -> Iterator[Call]:
+def recorded_calls(log: bytes) -> Iterator[Call]:
     decode: Callable[[bytes], Call] = msgspec.msgpack.Decoder(Call).decode
     at = 0
     while at < len(log):
