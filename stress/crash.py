@@ -1,6 +1,7 @@
 """Crashes: jobs that are killed, whose disk fails, whose machine loses power, that race; no row may be lost or doubled.
 
-    python stress/crash.py [--kills 1000] [--only kills,points,faults,power,flips,races,signals] [--seed N] [--quick]
+    python stress/crash.py [--kills 1000] [--only kills,points,faults,traced,flips,races,signals,power] [--seed N]
+                           [--quick]
 
 Each trial runs small jobs against the mock, breaks them, looks at what is left, runs them again and compares the output
 byte for byte with that of an uninterrupted run. Prints what was tried and found; ends with 1 if anything is wrong.
@@ -44,7 +45,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
     parser.add_argument("--quick", action="store_true", help="the short form: half a minute")
     given = parser.parse_args()
-    given.kills = given.kills or (50 if given.quick else 1000)
+    given.kills = (50 if given.quick else 1000) if given.kills is None else given.kills
+    if given.kills < 1:
+        parser.error(f"--kills is {given.kills}; it must be at least 1")
     names = given.only.split(",")
     if unknown := [name for name in names if name not in TRIALS]:
         parser.error(f"there is no trial {', '.join(unknown)}; there are {', '.join(TRIALS)}")

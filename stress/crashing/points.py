@@ -21,6 +21,7 @@ ROWS = 50
 MOST_CALLS = 200  # a job of 50 rows makes 40 or so; how many writes there are depends on the moment
 KILLS = ("before", "torn", "after")
 FAULTS = ("once", "on", "short")
+CODES = (errno.ENOSPC, errno.EIO)
 
 
 class Killer:
@@ -53,7 +54,6 @@ class Failing:
 
     def __call__(self, call: Call, perform: Perform) -> Any:
         self._left -= 1
-        self._left -= 1
         if self._left == 0 and self._how == "short" and call.name == "write":
             self._left = 1
             self._how = "once"
@@ -62,6 +62,9 @@ class Failing:
         if not fails or (self._code == errno.ENOSPC and call.name in ("unlink", "rename")):
             return perform()
         raise OSError(self._code, os.strerror(self._code), call.path)
+
+    def __str__(self) -> str:
+        return f"{errno.errorcode[self._code]} {self._left} calls on, {self._how}"
 
 
 def every_point(*, seed: int, quick: bool) -> Findings:
@@ -120,21 +123,29 @@ def every_fault(*, seed: int, quick: bool) -> Findings:
     with Bench(ROWS) as bench:
         bench.expected()
         for number in _some(rng, quick, 12):
-            ways = [(code, how) for code in (errno.ENOSPC, errno.EIO) for how in FAULTS]
-            done = [_failed_at(bench, findings, number, *way) for way in ([rng.choice(ways)] if quick else ways)]
-            if all(done) and not quick:
+            ways = [(code, how) for code in CODES for how in FAULTS]
+            reached = [_failed_at(bench, findings, rng, number, way) for way in ([rng.choice(ways)] if quick else ways)]
+            if not any(reached) and not quick:
                 break  # there was no such call any more
     return findings
 
 
-def _failed_at(bench: Bench, findings: Findings, number: int, code: int, how: str) -> bool:
+def _failed_at(bench: Bench, findings: Findings, rng: random.Random, number: int, way: tuple[int, str]) -> bool:
+    """Let a new job fail so, then the run that goes on, too; then nothing fails. Tell whether there was such a call."""
     bench.clear()
     bench.received()
-    name = errno.errorcode[code]
-    where = f"{name} at call {number}, {how}"
+    where = f"{errno.errorcode[way[0]]} at call {number}, {way[1]}"
+    reached, kept = _failed(bench, findings, where, Failing(number, way[1], way[0]), set())
+    again = Failing(rng.randint(1, 20), rng.choice(FAULTS), rng.choice(CODES))
+    _, kept = _failed(bench, findings, f"{where}, and in the next run {again}", again, kept)
+    bench.finish(findings, where, kept)
+    return reached
+
+
+def _failed(bench: Bench, findings: Findings, where: str, failing: Failing, before: set[str]) -> tuple[bool, set[str]]:
+    """Run under failing calls. It says that it is done only when it is; what the journal has is not asked again."""
     reached = bench.folder.with_name("reached")
     reached.unlink(missing_ok=True)
-    failing = Failing(number, how, code)
 
     def watcher(call: Call, perform: Perform) -> Any:
         try:
@@ -144,17 +155,20 @@ def _failed_at(bench: Bench, findings: Findings, number: int, code: int, how: st
             raise
 
     status = bench.run(lambda: hook(bench.folder, watcher))
-    findings.states += 1
+    findings.states += reached.exists()
     said = bench.said.read_text()
+    bench.check_asked(findings, where, before)
     kept = bench.look(findings, where)
+    if before - kept:
+        findings.lost += len(before - kept)
+        findings.complain(f"{where}: {len(before - kept)} rows were in the journal and are no more")
     if status == 0:
-        findings.note("done all the same")
+        findings.note("done all the same", reached.exists())
         findings.compare(bench.expected(), bench.output, where)
     elif status not in (1, 2) or "Traceback" in said or not said.strip():
         findings.wrong += 1
         findings.complain(f"{where}: ended with {status}: {said[-300:]}")
-    bench.finish(findings, where, kept)
-    return not reached.exists()
+    return reached.exists(), kept
 
 
 def _some(rng: random.Random, quick: bool, count: int) -> Iterator[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,8 @@ def test_short_form(trial: str) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
+    states = re.search(r"(\d+) states", done.stdout)
+    assert states is not None and int(states[1]) > 0
     assert "0 lost, 0 duplicate, 0 torn, 0 wrong, 0 asked twice" in done.stdout
 
 
