@@ -28,7 +28,7 @@ def every_byte(*, seed: int, quick: bool) -> Findings:
         _make(folder, write_small)
         _flip(findings, folder, JOURNAL, rng, quick=quick)
     with scratch() as folder, scratch() as aside:
-        _make(folder, lambda folder: write_with_index(folder, 0, aside / "calls"))
+        _make(folder, lambda folder: write_with_index(folder, 0, aside / "calls", apart=1))
         _flip(findings, folder, INDEX, rng, quick=quick)
     return findings
 

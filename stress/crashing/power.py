@@ -22,7 +22,7 @@ import msgspec
 from fastllm.errors import FastLLMError
 from fastllm.jobs import index, journal as journals
 from fastllm.jobs.frames import OK
-from fastllm.jobs.journal import Durability, Entry, Identity, Journal
+from fastllm.jobs.journal import Entry, Identity, Journal
 from fastllm.jobs.manifest import manifest_path, read_manifest
 from fastllm.jobs.recorded import Recorded
 
@@ -254,18 +254,19 @@ def _of_index() -> Recording:
         shutil.rmtree(root)
 
 
-def write_with_index(folder: Path, run: int, log: Path, durability: Durability = "full") -> None:
-    """Append rows to a journal whose index is written from the first row on, and after each KB."""
+def write_with_index(folder: Path, run: int, log: Path, apart: int = 700) -> None:
+    """Append rows to a journal whose index is written from the first row on, and after each KB; the rows lie so far
+    apart."""
     index.WORTH, journals._CHECKPOINT, index.KEPT = 1, 1024, 2  # as if it were a large job
     hook(folder, Recorder(log))
-    journal = Journal.open(folder / JOURNAL, JOB, durability=durability)
+    journal = Journal.open(folder / JOURNAL, JOB, durability="full")
     for i in range(12):
-        row = (i * 3 + run) * 700  # over several pages
+        row = (i * 3 + run) * apart
         journal.append(row, True, crc32(b"%d" % row), Entry(custom_id=f"q{row}", body=b"%d " % row * 60))
         if i % 4 == 3:
             journal.sync()
     if run == 2:
-        journal.finish(36 * 700)
+        journal.finish(36 * apart)
     journal.close()
 
 
