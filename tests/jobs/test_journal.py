@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
@@ -233,10 +234,10 @@ def test_newer_and_foreign_files_are_refused(tmp_path: Path) -> None:
     path.write_bytes(Layout(b"abcd", 1, b"future", frames.VERSION + 1).header())
     with pytest.raises(JobConflictError, match=r"newer FastLLM .journal version 2, this one knows 1"):
         Journal.open(path, JOB)
-    Journal.open(path, JOB, overwrite=True).close()
+    written(path)
     content = bytearray(path.read_bytes())
     content[20] ^= 1
-    content[len(content) // 2 + 20] ^= 1
+    content[content.find(frames.MAGIC, 1) + 20] ^= 1
     path.write_bytes(content)
     with pytest.raises(JobConflictError, match=r"header of .* is damaged"):
         Journal.open(path, JOB)
@@ -251,6 +252,44 @@ def test_newer_and_foreign_files_are_refused(tmp_path: Path) -> None:
     assert path.read_text() == "my diary"
     path.write_bytes(bytes(4096))  # a file whose pages never reached the disk
     Journal.open(path, JOB).close()
+
+
+@pytest.mark.parametrize("kept", [{1}, {0}, {0, 2}, {1, 2}, {2}, {0, 1}])
+@pytest.mark.parametrize("size", [1536, 2048, None])
+def test_the_power_failed_while_the_header_was_written(tmp_path: Path, kept: set[int], size: int | None) -> None:
+    """Sectors of it are missing, in any order: no row was in it, so it is started anew and not called damaged."""
+    path = tmp_path / "o.journal"
+    identity = msgspec.structs.replace(JOB, system="be kind " * 40)
+    journal = Journal.open(path, identity)
+    whole = path.read_bytes()
+    journal.discard()
+    found = bytearray(len(whole))
+    for sector in kept:
+        found[sector * 1024 : (sector + 1) * 1024] = whole[sector * 1024 : (sector + 1) * 1024]
+    path.write_bytes(found[:size])
+    journal = Journal.open(path, identity)
+    assert (journal.ok, journal.failed) == (0, 0)
+    journal.append(0, True, 0, entry(0))
+    journal.close()
+    again = Journal.open(path, identity)
+    assert again.ok == 1
+    again.close()
+
+
+def test_a_damaged_header_of_rows_is_never_started_anew(tmp_path: Path) -> None:
+    """However much both of its copies are damaged, a file with rows behind them is kept."""
+    path = tmp_path / "o.journal"
+    written(path)
+    whole = path.read_bytes()
+    half = whole.find(frames.MAGIC, 1)
+    for first, second in ((20, half + 20), (12, half + 12), (14, half + 20), (0, half + 20), (20, half)):
+        damaged = bytearray(whole)
+        damaged[first] ^= 0x7F
+        damaged[second] ^= 0x7F
+        path.write_bytes(damaged)
+        with pytest.raises(JobConflictError):
+            Journal.open(path, JOB)
+        assert path.read_bytes() == damaged
 
 
 def test_places_that_cannot_hold_a_journal(tmp_path: Path) -> None:

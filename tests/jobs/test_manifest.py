@@ -8,13 +8,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from fastllm.answers import TokenDetails, Usage
 from fastllm.errors import BadRequestError, ConfigError
 from fastllm.formats.base import open_reader
 from fastllm.jobs import manifest as manifests
-from fastllm.jobs.manifest import Manifest, Totals, manifest_path, read_manifest
+from fastllm.jobs.manifest import Manifest, Run, Totals, manifest_path, read_manifest
 from fastllm.jobs.mounts import shared_filesystem
 from fastllm.jobs.runner import Job, JobResult
 from fastllm.types import Request, Response
@@ -116,6 +117,27 @@ async def test_a_run_that_goes_on_is_in_it(source: Path) -> None:
     assert manifest(source).totals is None
     await run(Fake(), source, overwrite=True)
     assert [one.state for one in manifest(source).runs] == ["finished"]
+
+
+async def test_killed_between_the_output_and_the_manifest(source: Path) -> None:
+    """The next run has nothing to ask, and tells all the same what the job came to."""
+    await run(Fake(bad=4), source)
+    await run(Fake(), source)
+    whole = manifest(source)
+    path = manifest_path(source.parent / "out.jsonl")
+    unfinished = Manifest(job=whole.job, output=whole.output, runs=[Run(began="2026-01-01T00:00:00Z")])
+    path.write_bytes(msgspec.json.encode(unfinished))
+    partial = path.with_name(f".{path.name}.partial")
+    partial.touch()
+    result = await run(Fake(), source)
+    assert result.nothing_to_do
+    found = manifest(source)
+    assert (found.state, found.totals, found.output_sha256) == ("finished", whole.totals, whole.output_sha256)
+    assert [one.state for one in found.runs] == ["running", "finished"]
+    assert not partial.exists()
+    before = path.read_bytes()
+    await run(Fake(), source)
+    assert path.read_bytes() == before
 
 
 async def test_a_manifest_that_cannot_be_written_costs_no_row(

@@ -385,9 +385,7 @@ def _existing_layout(path: Path, fd: int, overwrite: bool) -> Layout | None:
                 "upgrade, or start anew with overwrite=True"
             )
         return layout
-    if MAGIC.startswith(content[:8]) and (size < 32 or size < 32 + int.from_bytes(content[12:16], "little")):
-        return None  # torn while it was made: no row was ever in it
-    if not content.strip(b"\0"):
+    if _was_being_made(content, size):
         return None
     if MAGIC not in content:
         raise JobConflictError(f"{path} is not a FastLLM journal; move it away or give another output")
@@ -402,6 +400,17 @@ def _key(payload: memoryview, index: int) -> int:
     except msgspec.DecodeError:
         return UNKNOWN
     return UNKNOWN if custom_id is None else key_of(custom_id, index)
+
+
+def _was_being_made(content: bytes, size: int) -> bool:
+    """Tell whether a header that cannot be read never was whole. Then the file ends with it: the first row comes when
+    it is safe. Sectors of it may be missing, in any order; where its second half begins, its MAGIC says best."""
+    if size < 32 or not content.strip(b"\0"):
+        return MAGIC.startswith(content[:8]) or not content.strip(b"\0")
+    half = content.find(MAGIC, 1)
+    if half < 0:
+        half = 32 + int.from_bytes(content[12:16], "little")
+    return content[:8] in (MAGIC, bytes(8)) and size <= 2 * half
 
 
 def _packed(identity: Identity, size: int) -> bytes | None:

@@ -177,6 +177,12 @@ class Ledger:
     def began(self) -> bool:
         return bool(self._manifest.runs)
 
+    @property
+    def is_told(self) -> bool:
+        """Tell whether the file says of the job that it is done: a run may be killed before it could."""
+        before = self._before()
+        return before is not None and before.state == "finished"
+
     def begin(self, *, anew: bool) -> None:
         """Write that a run began, after the earlier ones of this job; `anew`: there are none."""
         before = None if anew else self._before()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,8 +18,8 @@ from ..formats.columns import Columns
 from ..formats.output import failure_line
 from ..types import Outcome, Response, Row
 from .frames import FAILED, OK
-from .journal import Entry, Journal
-from .manifest import Totals, manifest_path, read_manifest
+from .journal import Entry, Journal, JournalError
+from .manifest import Ledger, Totals, manifest_path, read_manifest
 from .replacing import replacing
 
 Order = Literal["input", "finished"]
@@ -146,6 +147,17 @@ def write_answers(
             writer.write(outcome_of(index, entry), source, entry.error)
         writer.close()
         shape.without_source = sources.missing
+
+
+def catch_up(journal: Journal, total: int, ledger: Ledger) -> None:
+    """Begin the manifest of a job that is done, where the run that did it was killed before it could tell of that."""
+    if ledger.is_told:
+        return
+    with contextlib.suppress(JournalError):  # it is damaged, and there is nothing to say of the whole
+        for state in (OK, FAILED):
+            for _, entry in entries(journal, total, state):
+                ledger.totals.add(entry)
+        ledger.begin(anew=False)
 
 
 def entries(

@@ -27,7 +27,7 @@ from .frames import FAILED, OK
 from .journal import Durability, Entry, Identity, Journal, JournalError, journal_path
 from .manifest import Ledger
 from .mounts import shared_filesystem
-from .publish import ORDERS, GivenUpError, Order, Shape, check_places, failures_path, publish
+from .publish import ORDERS, GivenUpError, Order, Shape, catch_up, check_places, failures_path, publish
 from .result import JobResult
 from .workers import Executes, Workers, outcomes
 
@@ -98,8 +98,7 @@ class Job:
         self._keeps_source = columns.keeps and (reader.path is None or reader.pipe is not None or order != "input")
         self._command = command
         self._ledger: Ledger | None = None
-        self.passed = 0  # rows that this run was not to ask: those that failed, or those that are missing
-        self.changed = 0  # rows whose answer was kept by force, though they are others now
+        self.passed = self.changed = 0  # rows not to be asked now (see retry_failed); rows changed, but kept by force
         self._began = 0.0
         self._journal: Journal | None = None
         self._workers: Workers | None = None
@@ -164,7 +163,9 @@ class Job:
                 self.skipped, self.passed = journal.ok, journal.failed
                 self._read = self.skipped + self.passed
                 self._all_read = True
-                return self._result(journal.total, None)
+                await asyncio.to_thread(catch_up, journal, self._read, ledger)
+                result = self._result(journal.total, None)
+                return result
             await asyncio.to_thread(ledger.begin, anew=self._overwrite)
             result = await self._run(journal)
             return result
