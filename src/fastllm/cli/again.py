@@ -1,4 +1,4 @@
-"""The command that runs a job again: what of it may be kept in the manifest, and how it is put together from there."""
+"""Runs of a job that there was already: what they do about it, and the command for one, to be kept and put together."""
 
 from __future__ import annotations
 
@@ -6,12 +6,22 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from ..jobs.journal import Identity
 
 _PROMPTS = ("--prompt", "--system")  # the journal has them; the manifest, which may be shown around, has not
 _PLACES = ("--output", "-o")  # a job may be moved
 _ONCE = ("--overwrite", "--force", "--retry-failed", "--no-retry-failed", "--dry-run")
 _USER_INFO = re.compile(r"(?<=://)[^/@\s]*@")
+
+
+class Again(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run does about an earlier one."""
+
+    overwrite: bool = False
+    force: bool = False
+    retry_failed: bool | None = None
 
 
 def command_to_keep(arguments: Sequence[str]) -> list[str]:
