@@ -249,7 +249,7 @@ def _is_plain(pa: Any, type_: Any) -> bool:
         return all(_is_plain(pa, field.type) for field in type_)
     if types.is_list(type_) or types.is_large_list(type_):
         return _is_plain(pa, type_.value_type)
-    texts = types.is_string(type_) or types.is_large_string(type_)
+    texts = types.is_string(type_) or types.is_large_string(type_) or types.is_null(type_)
     return bool(texts or types.is_integer(type_) or types.is_floating(type_) or types.is_boolean(type_))
 
 
