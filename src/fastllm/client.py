@@ -7,7 +7,7 @@ import difflib
 import os
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence, Sized
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Never, Self, TypedDict, Unpack, cast
@@ -302,7 +302,8 @@ class AsyncFastLLM:
         began: Callable[[Job], object] = lambda job: None,
     ) -> JobResult:
         """Run the job; `began` gets it as soon as there is one, to stop it."""
-        with local_places(source, output) as places:
+        with ExitStack() as opened:
+            places = await asyncio.to_thread(opened.enter_context, local_places(source, output))
             result = await self._run_local(places, model, options, began)
             if result.finished:
                 await asyncio.to_thread(places.upload, result.failures, only_if_missing=result.nothing_to_do)

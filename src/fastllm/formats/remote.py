@@ -41,7 +41,8 @@ class Places(msgspec.Struct, frozen=True):
                     system.put_file(str(local), remote)
         except Exception as error:  # each file system has its own
             raise ConfigError(
-                f"cannot write {shown}: {_words(error)}; every answer is in {self.output}, run the job again to upload"
+                f"cannot write {shown}: {_words(error, self.url)}; every answer is in {self.output}, "
+                "run the job again to upload"
             ) from None
 
 
@@ -59,7 +60,7 @@ def local_places(source: str | os.PathLike[str], output: str | os.PathLike[str])
     with ExitStack() as opened:
         if is_remote(written):
             _system(written)
-            name = written.rstrip("/").rpartition("/")[2]
+            name = _without_secrets(written).rpartition("/")[2]
             if not name:
                 raise ConfigError(f"the output {_without_secrets(written)} must end with a file's name")
         if is_remote(read):
@@ -76,7 +77,7 @@ def _fetched(url: str, folder: Path) -> Path:
     except FileNotFoundError:
         raise ConfigError(f"cannot read {_without_secrets(url)}: there is no such file") from None
     except Exception as error:  # each file system has its own
-        raise ConfigError(f"cannot read {_without_secrets(url)}: {_words(error)}") from None
+        raise ConfigError(f"cannot read {_without_secrets(url)}: {_words(error, url)}") from None
     return target
 
 
@@ -91,9 +92,10 @@ def _system(url: str) -> tuple[Any, str]:
     except ImportError as error:
         raise MissingExtra(f"{url.partition('://')[0]}:// needs a package: {error}") from None
     except ValueError as error:
-        raise ConfigError(f"cannot open {_without_secrets(url)}: {error}") from None
+        raise ConfigError(f"cannot open {_without_secrets(url)}: {_words(error, url)}") from None
     return system, path
 
 
-def _words(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+def _words(error: Exception, url: str) -> str:
+    text = str(error).replace(url, _without_secrets(url)).partition("\n")[0]
+    return f"{type(error).__name__}: {text}"
