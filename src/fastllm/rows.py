@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from .errors import ConfigError, InvalidRequestError
-from .formats.parquet import rows_of_stream
+from .formats.parquet import rows_of_stream, without_nulls
 from .formats.rows import BATCH, Intake, Recipe
 from .formats.template import Template as FileTemplate
 from .params import call_options
@@ -23,6 +23,8 @@ _PLAIN_VALUE = ""  # the column that `{}` names
 def rows_of(items: Iterable[Item] | AsyncIterable[Item], model: str) -> Iterable[Row] | AsyncIterable[Row]:
     """Give a Row for each item; what is no request becomes a Row with an error."""
     intake = Intake(Recipe(model=model))
+    if hasattr(items, "__arrow_c_stream__"):
+        items = map(without_nulls, rows_of_stream(items))  # a data frame would iterate its columns' names
     return _each(items, lambda item: _safely(intake, lambda: _row(intake, item, model)))
 
 
@@ -54,6 +56,8 @@ def mapped(
             row.request = msgspec.structs.replace(row.request, **options)
         return row
 
+    if hasattr(rows, "__arrow_c_stream__"):
+        rows = rows_of_stream(rows)
     return _each(rows, make)
 
 
@@ -101,8 +105,6 @@ def _safely(intake: Intake, make: Callable[[], Row]) -> Row:
 
 
 def _each(items: Iterable[Any] | AsyncIterable[Any], make: Callable[[Any], Row]) -> Iterable[Row] | AsyncIterable[Row]:
-    if hasattr(items, "__arrow_c_stream__"):
-        items = rows_of_stream(items)  # a data frame would iterate its columns' names
     return _async_each(items, make) if isinstance(items, AsyncIterable) else _sync_each(items, make)
 
 

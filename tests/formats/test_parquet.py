@@ -107,16 +107,16 @@ def test_round_trip(tmp_path: Path, people: list[dict[str, Any]], source: str, o
     if source.startswith("txt"):
         expected = [prompt.replace("\n", " ").strip(" \t") for prompt in expected]
     contents = []
-    for _ in range(2):
-        with open_reader(path, model="m") as reader, target.open("wb") as file:
-            writer = open_writer(file, target, like=reader)
-            asked = []
-            for row in reader:
-                asked.append(prompt_of(row))
-                writer.write(outcome(row))
-            writer.close()
-        assert asked == expected
-        contents.append(target.read_bytes())
+    with open_reader(path, model="m") as reader:
+        outcomes = [outcome(row) for row in reader]
+        assert [prompt[::-1] for prompt in expected] == [found.text for found in outcomes]
+        for _ in range(2):
+            with target.open("wb") as file:
+                writer = open_writer(file, target, like=reader)
+                for found in outcomes:
+                    writer.write(found)
+                writer.close()
+            contents.append(target.read_bytes())
     assert contents[0] == contents[1]
     answered = list(read_back(target))
     assert [text for _, text in answered] == [prompt[::-1] for prompt in expected]

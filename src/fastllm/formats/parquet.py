@@ -2,7 +2,7 @@
 
 In: a row is its columns as JSON has them (rows.py); dates, times and durations as ISO 8601, decimals as text, bytes as
 base64, maps as lists of pairs; nanoseconds are cut to microseconds. A null is no value: the column is not there, nor is
-the field of a struct. Columns named as a request's parameters may be text that is JSON, as in CSV.
+the field of a struct; in a template it is a bad row. Columns named as a request's parameters may be text that is JSON, as in CSV.
 
 Out: numbers, bools and text of kept columns keep the type that a Parquet or Arrow input gives them, lists and structs
 of these, too; every other value is text, as in CSV. Equal rows give equal bytes.
@@ -123,7 +123,7 @@ class TableReader:
         self._intake.remember_columns(self._columns(record), record[0])
 
     def _columns(self, record: Record) -> dict[str, Any]:
-        return record[1] if self.recipe.prompt is not None else typed(record[1])
+        return record[1] if self.recipe.prompt is not None else typed(without_nulls(record[1]))
 
     @property
     def unsent(self) -> dict[str, int]:
@@ -204,7 +204,7 @@ class TableWriter:
 
 
 def rows_of_batch(batch: Any) -> Iterator[dict[str, Any]]:
-    """Give the rows of a RecordBatch as mappings without their nulls."""
+    """Give the rows of a RecordBatch as mappings; nulls within their values are left out."""
     pa = arrow()
     fields = [field.with_type(_coarse(pa, field.type)) for field in batch.schema]
     schema = pa.schema(fields)
@@ -212,7 +212,7 @@ def rows_of_batch(batch: Any) -> Iterator[dict[str, Any]]:
         columns = [column.cast(field.type, safe=False) for column, field in zip(batch.columns, fields, strict=True)]
         batch = pa.record_batch(columns, schema=schema)
     for row in batch.to_pylist():
-        yield {name: _without_nulls(value) for name, value in row.items() if value is not None}
+        yield {name: _without_nulls(value) for name, value in row.items()}
 
 
 def rows_of_stream(table: Any) -> Iterator[dict[str, Any]]:
@@ -221,6 +221,11 @@ def rows_of_stream(table: Any) -> Iterator[dict[str, Any]]:
     for batch in pa.RecordBatchReader.from_stream(table):
         for at in range(0, batch.num_rows, _BATCH):
             yield from rows_of_batch(batch.slice(at, _BATCH))
+
+
+def without_nulls(row: dict[str, Any]) -> dict[str, Any]:
+    """Give the columns that have a value."""
+    return {name: value for name, value in row.items() if value is not None}
 
 
 def _coarse(pa: Any, type_: Any) -> Any:
