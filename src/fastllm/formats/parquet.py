@@ -2,7 +2,8 @@
 
 In: a row is its columns as JSON has them (rows.py); dates, times and durations as ISO 8601, decimals as text, bytes as
 base64, maps as lists of pairs; nanoseconds are cut to microseconds. A null is no value: the column is not there, nor is
-the field of a struct; in a template it is a bad row. Columns named as a request's parameters may be text that is JSON, as in CSV.
+the field of a struct; in a template it is a bad row. Columns named as a request's parameters may be text that is JSON,
+as in CSV.
 
 Out: numbers, bools and text of kept columns keep the type that a Parquet or Arrow input gives them, lists and structs
 of these, too; every other value is text, as in CSV. Equal rows give equal bytes.
