@@ -108,6 +108,16 @@ def test_every_format_into_every_other(source: str, output: str) -> None:
     assert all(text.endswith(row["prompt"]) for text, row in zip(found, ROWS, strict=True))
 
 
+@pytest.mark.parametrize("source", SOURCES)
+def test_every_format_keeps_its_columns(source: str) -> None:
+    """The rows are read once more for them, and are the same."""
+    run("run", make(source), "-o", "out.jsonl", "--keep", "*")
+    kept = [json.loads(line)["keep"] for line in Path("out.jsonl").read_text().splitlines()]
+    assert [row["prompt"] for row in kept] == [row["prompt"] for row in ROWS]
+    if "txt" not in source:
+        assert [row["id"] for row in kept] == [row["id"] for row in ROWS]
+
+
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "txt"])
 def test_standard_input_in_every_format(kind: str) -> None:
     command = [sys.executable, "-m", "fastllm.cli", "run", "-", "--input-format", kind, "-o", "out.csv"]

@@ -20,6 +20,7 @@ BOM = b"\xef\xbb\xbf"
 class JSONLReader:
     """Iterates the rows of a file, lazily and once. `path` is None for a stream such as standard input."""
 
+    format = ".jsonl"
     header: Sequence[str] | None = None  # rows have columns of their own
 
     def __init__(
@@ -31,7 +32,6 @@ class JSONLReader:
     ) -> None:
         self.recipe = recipe
         self.path: Path | None = None
-        self.format = ".jsonl"
         self.count_hint: int | None = None
         self._max = max_line_bytes
         self._intake = Intake(recipe)

@@ -11,6 +11,7 @@ from .rows import not_utf8
 class TextReader(JSONLReader):
     """Iterates the rows of a file, lazily and once."""
 
+    format = ".txt"
     header = ("prompt",)
 
     def _row(self, record: tuple[int, bytes | None]) -> Row:
