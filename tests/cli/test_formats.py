@@ -96,10 +96,12 @@ def answers(name: str) -> list[str]:
     return [row["text"] for row in csv.DictReader(io.StringIO(text), delimiter="\t" if kind == "tsv" else ",")]
 
 
-@pytest.mark.parametrize(
-    "source", ["in.jsonl", "in.jsonl.gz", "in.csv", "in.txt", "in.txt.gz", "in.parquet", "in.arrow"]
-)
-@pytest.mark.parametrize("output", ["out.jsonl", "out.csv.gz", "out.tsv", "out.parquet", "out.arrow"])
+SOURCES = ["in.jsonl", "in.jsonl.gz", "in.csv", "in.txt", "in.txt.gz", "in.parquet", "in.arrow"]
+OUTPUTS = ["out.jsonl", "out.csv.gz", "out.tsv", "out.parquet", "out.arrow"]
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("output", OUTPUTS)
 def test_every_format_into_every_other(source: str, output: str) -> None:
     """The mock's answers end with the question: each is behind its own, in the order of the input."""
     assert run("run", make(source), "-o", output).return_value == 0
