@@ -45,10 +45,13 @@ def compare(path: Path, answered: set[int], known: bool, most: int) -> None:
         rows = list(reader)
     expected = [shown(row) for row in rows if row.index not in answered]
     keys = {row.index: key_of(row.custom_id or "", row.index) if known else UNKNOWN for row in rows}
-    with open_reader(path, max_line_bytes=200) as reader:
-        found = list(reader.unanswered(passing({i: keys.get(i, MADE_UP) for i in answered}, most)))
-    assert [shown(row) for row in found if not isinstance(row, int)] == expected
-    assert sum(row for row in found if isinstance(row, int)) == len(rows) - len(expected)
+    lines = {row.index: row.line for row in rows}
+    for line_of in (None, lambda index: lines.get(index, 0), lambda index: index % 2 and lines.get(index, 0)):
+        with open_reader(path, max_line_bytes=200) as reader:
+            reader.fingerprint()
+            found = list(reader.unanswered(passing({i: keys.get(i, MADE_UP) for i in answered}, most), line_of))
+        assert [shown(row) for row in found if not isinstance(row, int)] == expected
+        assert sum(row for row in found if isinstance(row, int)) == len(rows) - len(expected)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

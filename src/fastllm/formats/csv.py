@@ -96,15 +96,17 @@ class CSVReader:
         """Hash the file's content; "" for what is no regular file. Sets `count_hint`."""
         if self.path is None or not self.path.is_file():
             return ""
-        digest, count = fingerprint(self.path)
-        self.count_hint = max(0, count - 1) or None
-        self._intake.expect(count)
-        return digest
+        content = fingerprint(self.path)
+        self.count_hint = max(0, content.lines - 1) or None
+        self._intake.expect(content.lines)
+        return content.digest
 
     def __iter__(self) -> Iterator[Row]:
         return map(self._row, self._records())
 
-    def unanswered(self, passed: Callable[[int], Sequence[int]]) -> Iterator[Row | int]:
+    def unanswered(
+        self, passed: Callable[[int], Sequence[int]], line_of: Callable[[int], int] | None = None
+    ) -> Iterator[Row | int]:
         return self._intake.unanswered(self._records(), passed, self._row, self._remember)
 
     def _row(self, record: _Record) -> Row:

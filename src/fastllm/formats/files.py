@@ -8,10 +8,14 @@ import io
 import os
 import sys
 import zlib
+from array import array
+from bisect import bisect_left
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
+
+import msgspec
 
 from ..errors import ConfigError, MissingExtra
 from .pipe import Pipe, may_pause
@@ -87,24 +91,51 @@ def stdin_bytes() -> tuple[BinaryIO, Pipe | None]:
     return io.BufferedReader(pipe, _CHUNK), pipe
 
 
-def fingerprint(path: Path) -> tuple[str, int]:
-    """Give the BLAKE2b of a file's bytes and how many line ends it has (0 for compressed files)."""
+class Content(msgspec.Struct, frozen=True):
+    """What reading a file once tells: the BLAKE2b of its bytes and how many line ends it has; of one that is not
+    compressed, how many come before each piece of it, too."""
+
+    digest: str
+    lines: int
+    marks: array[int]
+
+
+def fingerprint(path: Path) -> Content:
+    """Read a whole file. The number of lines is 0 for compressed files. ConfigError where it cannot be read."""
     digest = hashlib.blake2b(digest_size=20)
     plain = not suffixes(path)[1]
     lines = 0
-    last = b"\n"
+    marks = array("Q")
+    last: bytes | bytearray = b"\n"
+    buffer = bytearray(_CHUNK)
+    view = memoryview(buffer)
     try:
-        with path.open("rb") as file, ThreadPoolExecutor(1, "fastllm-hash") as hashing:
-            hashed = None
-            while chunk := file.read(_CHUNK):  # while the one before is hashed
-                if hashed is not None:
-                    hashed.result()
-                hashed = hashing.submit(digest.update, chunk)
-                lines += plain and chunk.count(b"\n")
-                last = chunk[-1:]
+        with path.open("rb", buffering=0) as file:
+            while size := _filled(file, view):
+                digest.update(view[:size])
+                if plain:
+                    marks.append(lines)
+                    lines += buffer.count(b"\n", 0, size)
+                last = buffer[size - 1 : size]
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
-    return digest.hexdigest(), lines + (plain and last != b"\n")
+    return Content(digest.hexdigest(), lines + (plain and last != b"\n"), marks)
+
+
+def _filled(file: io.FileIO, view: memoryview) -> int:
+    """Read as much as there is room for, or as there is."""
+    size = 0
+    while size < len(view) and (more := file.readinto(view[size:])):
+        size += more
+    return size
+
+
+def seek_behind(file: BinaryIO, line: int, marks: array[int]) -> None:
+    """Go to where a line ends, of a file whose `marks` these are; the first line is 1."""
+    piece = max(0, bisect_left(marks, line) - 1)  # the last one that begins before that end
+    file.seek(piece * _CHUNK)
+    for _ in islice(lines(file, _CHUNK), line - marks[piece]):
+        pass
 
 
 def lines(file: BinaryIO, max_bytes: int = MAX_LINE_BYTES) -> Iterator[bytes | None]:

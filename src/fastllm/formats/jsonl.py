@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -9,7 +10,7 @@ from typing import BinaryIO, Self
 
 from ..errors import ConfigError
 from ..types import Row
-from .files import BROKEN, MAX_LINE_BYTES, STDIN, fingerprint, lines, open_bytes, stdin_bytes
+from .files import BROKEN, MAX_LINE_BYTES, STDIN, fingerprint, lines, open_bytes, seek_behind, stdin_bytes
 from .ids import MADE_UP
 from .pipe import Pipe
 from .rows import Intake, Recipe
@@ -35,6 +36,7 @@ class JSONLReader:
         self.count_hint: int | None = None
         self._max = max_line_bytes
         self._intake = Intake(recipe)
+        self._marks = array("Q")  # see `files.Content`
         self.pipe: Pipe | None = None
         if source == STDIN:
             self._file, self.pipe = stdin_bytes()
@@ -48,16 +50,27 @@ class JSONLReader:
         """Hash the file's content; "" for a stream, which can be read only once. Sets `count_hint`."""
         if self.path is None or not self.path.is_file():
             return ""
-        digest, count = fingerprint(self.path)
-        self.count_hint = count or None
-        self._intake.expect(count)
-        return digest
+        content = fingerprint(self.path)
+        self.count_hint = content.lines or None
+        self._intake.expect(content.lines)
+        self._marks = content.marks
+        return content.digest
 
     def __iter__(self) -> Iterator[Row]:
         return map(self._row, self._texts(self._file))
 
-    def unanswered(self, passed: Callable[[int], Sequence[int]]) -> Iterator[Row | int]:
-        return self._intake.unanswered(self._texts(self._file), passed, self._row, self._remember)
+    def unanswered(
+        self, passed: Callable[[int], Sequence[int]], line_of: Callable[[int], int] | None = None
+    ) -> Iterator[Row | int]:
+        behind = self._behind if len(self._marks) else None
+        return self._intake.unanswered(
+            *(self._texts(self._file), passed, self._row, self._remember), line_of=line_of, behind=behind
+        )
+
+    def _behind(self, line: int) -> Iterator[tuple[int, bytes | None]]:
+        """Give what stands behind a line."""
+        seek_behind(self._file, line, self._marks)
+        return self._texts(self._file, line)
 
     def _row(self, record: tuple[int, bytes | None]) -> Row:
         number, text = record
@@ -72,9 +85,8 @@ class JSONLReader:
         else:
             self._intake.remember(text, number)
 
-    def _texts(self, file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
-        """Give number and text of each line that is a row; None for one that is too long."""
-        number = 0
+    def _texts(self, file: BinaryIO, number: int = 0) -> Iterator[tuple[int, bytes | None]]:
+        """Give number and text of each line that is a row, None for one that is too long; `number` lines are behind."""
         try:
             for text in lines(file, self._max):
                 number += 1

@@ -98,12 +98,14 @@ class TableReader:
             return ""
         if self.count_hint is not None:
             self._intake.expect(self.count_hint)
-        return fingerprint(self.path)[0]
+        return fingerprint(self.path).digest
 
     def __iter__(self) -> Iterator[Row]:
         return map(self._row, self._records())
 
-    def unanswered(self, passed: Callable[[int], Sequence[int]]) -> Iterator[Row | int]:
+    def unanswered(
+        self, passed: Callable[[int], Sequence[int]], line_of: Callable[[int], int] | None = None
+    ) -> Iterator[Row | int]:
         return self._intake.unanswered(self._records(), passed, self._row, self._remember)
 
     def _records(self) -> Iterator[Record]:

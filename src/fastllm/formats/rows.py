@@ -30,7 +30,7 @@ from msgspec import UNSET, Raw, UnsetType
 from ..errors import ConfigError, InvalidRequestError, LLMError
 from ..schema.base import Schema
 from ..types import CHAT, COMPLETIONS, EMBEDDINGS, MODERATIONS, PATHS, RESPONSES, Request, Row
-from .ids import LIKE_MADE_UP, MADE_UP, SeenIds, key_of, own_key
+from .ids import LIKE_MADE_UP, MADE_UP, UNKNOWN, SeenIds, key_of, own_key
 from .template import Template
 
 _R = TypeVar("_R", bound=tuple[int, Any] | tuple[int, Any, Any])  # a record: its line, and what is there
@@ -138,7 +138,20 @@ class Intake:
         """Count a row that needs no answer any more, and keep in mind the id whose key this is."""
         index = self.count
         self.count = index + 1
-        self._note(key, index, line)
+        if MADE_UP < key < LIKE_MADE_UP:
+            self._seen.add(key, line)
+        else:
+            self._note(key, index, line)
+
+    def _recall_all(self, keys: Sequence[int], line: int) -> None:
+        """Do the same for rows that stand on lines of their own from this one on."""
+        if min(keys) > MADE_UP and max(keys) < LIKE_MADE_UP:
+            self.count += len(keys)
+            self._seen.add_all(keys, line)
+            return
+        for key in keys:
+            self.recall(key, line)
+            line += 1
 
     def remember(self, text: bytes, line: int) -> None:
         """Count a row of JSON that needs no answer any more, and keep its id in mind."""
@@ -167,24 +180,38 @@ class Intake:
         passed: Callable[[int], Sequence[int]],
         row: Callable[[_R], Row],
         remember: Callable[[_R], None],
+        *,
+        line_of: Callable[[int], int] | None = None,
+        behind: Callable[[int], Iterator[_R]] | None = None,
     ) -> Iterator[Row | int]:
-        """Do what `Reader.unanswered` says, for records that begin with their line."""
+        """Do what `Reader.unanswered` says, for records that begin with their line. `behind` gives those that come
+        after a line: then rows are passed over unread that stand on one line each, without another between them."""
+        line = 0  # of the row before
+        is_behind = True  # that is where the records are
         while True:
             before = self.count
             keys = passed(before)
+            last = 0
+            if keys and line_of is not None and behind is not None and UNKNOWN not in keys:
+                last = line_of(before + len(keys) - 1)
+            if last == line + len(keys) > line:
+                self._recall_all(keys, line + 1)
+                line, is_behind = last, False
+                yield len(keys)
+                continue
+            if behind is not None and not is_behind:
+                records, is_behind = behind(line), True
             if not keys:
                 record = next(records, None)
                 if record is None:
                     return
+                line = record[0]
                 yield row(record)
                 continue
-            add = self._seen.add
             for key, record in zip(keys, records, strict=False):  # keys first: no record is taken in vain
-                if MADE_UP < key < LIKE_MADE_UP:
-                    self.count += 1
-                    add(key, record[0])
-                elif key:
-                    self.recall(key, record[0])
+                line = record[0]
+                if key:
+                    self.recall(key, line)
                 else:
                     remember(record)
             yield self.count - before

@@ -230,6 +230,13 @@ class Journal:
         (or fewer)."""
         return self._rows.keys(index, states)
 
+    def line(self, index: int) -> int:
+        """Give the line on which a done row stood; 0 where that cannot be read."""
+        try:
+            return self.read(index).line
+        except JournalError:
+            return 0
+
     def count(self, total: int) -> tuple[int, int]:
         """Give how many of the first `total` rows are ok and how many failed: an earlier stream may have had more."""
         return self._rows.count(total)

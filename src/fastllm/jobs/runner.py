@@ -350,7 +350,7 @@ class Job:
     def _unanswered(self, journal: Journal) -> Iterator[Row | None]:
         """Go over the same input as before: what has its answer need not even be looked at."""
         passing = bytes(state for state in (0, OK, FAILED) if state == OK or is_left(state, self._retry_failed))
-        for found in self._reader.unanswered(lambda index: journal.keys(index, passing)):
+        for found in self._reader.unanswered(lambda index: journal.keys(index, passing), journal.line):
             if not isinstance(found, int):
                 yield found
                 continue
