@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..formats.remote import is_remote
 from ..jobs.journal import Identity
 
 _PROMPTS = ("--prompt", "--system")  # the journal has them; the manifest, which may be shown around, has not
@@ -16,8 +17,11 @@ _USER_INFO = re.compile(r"(?<=://)[^/@\s]*@")
 
 def command_to_keep(arguments: Sequence[str]) -> list[str]:
     """Give the arguments of a run without prompts, secrets, its output and what was meant for that one run."""
-    kept, skip = [], False
+    kept, skip, before = [], False, ""
     for word in arguments:
+        if is_remote(word) and (before in _ONCE or not before.startswith("-")):
+            word = word.partition("?")[0]  # the input; what follows may be a signature
+        before = word
         name = word.partition("=")[0]
         if skip or name in _ONCE:
             skip = False

@@ -96,7 +96,7 @@ class Columns(msgspec.Struct, frozen=True, kw_only=True):
         if ALL in kept:
             if header is None:
                 raise ConfigError(
-                    "keep='*' in a table needs an input with named columns (CSV, Parquet, Arrow); name them: keep=a,b"
+                    "keep='*' in a table needs an input with named columns (CSV, Parquet, Arrow); name them: keep='a,b'"
                 )
             kept = tuple(header)
         names = self.names or (*DEFAULT, *(("error_class", "error") if self.failures else ()))
@@ -111,6 +111,14 @@ class Columns(msgspec.Struct, frozen=True, kw_only=True):
         at = 1 if names[:1] == ("custom_id",) else 0
         kept_columns = [column for column in extra if column.of_row]
         return [*found[:at], *kept_columns, *found[at:], *(column for column in extra if not column.of_row)]
+
+    def check(self, header: Sequence[str]) -> None:
+        """Raise ConfigError where a column is to be kept that the input does not have."""
+        for name in self.keep:
+            if name != ALL and name not in header:
+                near = difflib.get_close_matches(name, header, 1)
+                guess = f"; did you mean {near[0]!r}?" if near else ";"
+                raise ConfigError(f"keep={name!r} is no column of the input{guess} columns: {', '.join(header)}")
 
     def kept(self, source: bytes) -> dict[str, Any]:
         """Give the kept columns of a row; those that it does not have are left out."""

@@ -21,6 +21,7 @@ class JSONLReader:
     """Iterates the rows of a file, lazily and once. `path` is None for a stream such as standard input."""
 
     header: Sequence[str] | None = None  # rows have columns of their own
+    format = ".jsonl"
 
     def __init__(
         self,
@@ -31,7 +32,6 @@ class JSONLReader:
     ) -> None:
         self.recipe = recipe
         self.path: Path | None = None
-        self.format = ".jsonl"
         self.count_hint: int | None = None
         self._max = max_line_bytes
         self._intake = Intake(recipe)

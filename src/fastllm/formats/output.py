@@ -82,7 +82,7 @@ class JSONLWriter:
 
     def __init__(self, file: BinaryIO, name: Path, columns: Columns = PLAIN) -> None:
         if columns.names:
-            raise ConfigError("columns are for tables (CSV, Parquet, Arrow); JSON lines have keep and fields")
+            raise ConfigError("columns=… is for tables (CSV, Parquet, Arrow); JSON lines have keep=… and fields=…")
         self._raw = file
         self._file = create_bytes(file, name)
         self._columns = columns

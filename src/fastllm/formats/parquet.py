@@ -1,8 +1,9 @@
 """Parquet and Arrow files, by pyarrow: batches of rows in, row groups out, never a whole table in memory.
 
 In: a row is its columns as JSON has them (rows.py); dates, times and durations as ISO 8601, decimals as text, bytes as
-base64, maps as lists of pairs; nanoseconds are cut to microseconds. A null is no value: the column is not there, nor is
-the field of a struct. Columns named as a request's parameters may be text that is JSON, as in CSV.
+base64, maps as lists of pairs; nanoseconds are cut to microseconds. A null is no value: the column is not there, but
+for a template, which says that it is null; nor is the field of a struct. Columns named as a request's parameters may be
+text that is JSON, as in CSV.
 
 Out: numbers, bools and text of kept columns keep the type that a Parquet or Arrow input gives them, lists and structs
 of these, too; every other value is text, as in CSV. Equal rows give equal bytes.
@@ -110,7 +111,7 @@ class TableReader:
         try:
             for batch in self._batches:
                 for at in range(0, batch.num_rows, _BATCH):
-                    for columns in rows_of_batch(batch.slice(at, _BATCH)):
+                    for columns in rows_of_batch(batch.slice(at, _BATCH), nulls=self.recipe.prompt is not None):
                         number += 1
                         yield number, columns
         except self._broken as error:
@@ -148,6 +149,8 @@ class TableReader:
 class TableWriter:
     """One row an answer, in Parquet with Zstandard, or in an Arrow file."""
 
+    _finishing: Any = ()  # the class of a writer that would finish its file when it is collected
+
     def __init__(
         self,
         file: BinaryIO,
@@ -166,6 +169,7 @@ class TableWriter:
         if format == PARQUET:
             from pyarrow import parquet
 
+            self._finishing = parquet.ParquetWriter
             self._writer = parquet.ParquetWriter(file, self._schema, compression="zstd")
         else:
             self._writer = pa.ipc.new_file(file, self._schema)
@@ -202,9 +206,14 @@ class TableWriter:
             self._flush()
         self._writer.close()
 
+    def __del__(self) -> None:
+        # A file that is given up may be closed by now; pyarrow's own end would complain of that.
+        if isinstance(writer := getattr(self, "_writer", None), self._finishing):
+            writer.is_open = False
 
-def rows_of_batch(batch: Any) -> Iterator[dict[str, Any]]:
-    """Give the rows of a RecordBatch as mappings without their nulls."""
+
+def rows_of_batch(batch: Any, *, nulls: bool = False) -> Iterator[dict[str, Any]]:
+    """Give the rows of a RecordBatch as mappings; columns that are null are in them only where `nulls` are wanted."""
     pa = arrow()
     fields = [field.with_type(_coarse(pa, field.type)) for field in batch.schema]
     schema = pa.schema(fields)
@@ -212,15 +221,23 @@ def rows_of_batch(batch: Any) -> Iterator[dict[str, Any]]:
         columns = [column.cast(field.type, safe=False) for column, field in zip(batch.columns, fields, strict=True)]
         batch = pa.record_batch(columns, schema=schema)
     for row in batch.to_pylist():
-        yield {name: _without_nulls(value) for name, value in row.items() if value is not None}
+        yield {name: _without_nulls(value) for name, value in row.items() if nulls or value is not None}
 
 
-def rows_of_stream(table: Any) -> Iterator[dict[str, Any]]:
-    """Give the rows of anything that has `__arrow_c_stream__`, a batch at a time: a data frame, a table, a relation."""
+def rows_of_stream(table: Any, *, nulls: bool = False) -> Iterator[Any]:
+    """Give the rows of anything that has `__arrow_c_stream__`, a batch at a time: a data frame, a table, a relation; of
+    a single column (a series) its values."""
     pa = arrow()
-    for batch in pa.RecordBatchReader.from_stream(table):
+    try:
+        batches = pa.RecordBatchReader.from_stream(table)
+    except pa.ArrowInvalid:  # a single column
+        for chunk in pa.chunked_array(table).chunks:
+            for row in rows_of_batch(pa.record_batch([chunk], names=[""]), nulls=True):
+                yield row[""]
+        return
+    for batch in batches:
         for at in range(0, batch.num_rows, _BATCH):
-            yield from rows_of_batch(batch.slice(at, _BATCH))
+            yield from rows_of_batch(batch.slice(at, _BATCH), nulls=nulls)
 
 
 def _coarse(pa: Any, type_: Any) -> Any:
@@ -250,7 +267,8 @@ def _is_plain(pa: Any, type_: Any) -> bool:
     if types.is_list(type_) or types.is_large_list(type_):
         return _is_plain(pa, type_.value_type)
     texts = types.is_string(type_) or types.is_large_string(type_)
-    return bool(texts or types.is_integer(type_) or types.is_floating(type_) or types.is_boolean(type_))
+    numbers = types.is_integer(type_) or types.is_float32(type_) or types.is_float64(type_)
+    return bool(texts or numbers or types.is_boolean(type_))
 
 
 def _first_line(error: BaseException) -> str:
