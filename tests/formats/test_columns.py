@@ -181,7 +181,7 @@ def test_names_that_are_none(options: dict[str, Any], words: str) -> None:
 
 
 def test_columns_that_the_output_cannot_have(tmp_path: Path) -> None:
-    """Said before anything is asked: names for JSON lines, all of what has no names, one that the input does not have."""
+    """Said before anything is asked: names for JSON lines, all of what has no names, one that is not in the input."""
     path = tmp_path / "in.csv"
     path.write_text("prompt,label\na,b\n")
     with pytest.raises(ConfigError, match=r"columns=… is for tables.*JSON lines have keep=… and fields=…"):

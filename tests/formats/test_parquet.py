@@ -228,7 +228,7 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
         open_reader(tmp_path / "in.parquet.gz", model="m")
     with pytest.raises(ConfigError, match="cannot be read from standard input"):
         open_reader("-", model="m", format="parquet")
-    with pytest.raises(ConfigError, match=r"format must be one of jsonl.*not 'xml'"):
+    with pytest.raises(ConfigError, match=r"input_format must be one of jsonl.*not 'xml'"):
         open_reader(broken, model="m", format="xml")
 
 

@@ -336,6 +336,8 @@ def _tell(result: JobResult, *, bad: bool) -> None:
         say(f"  and {len(result.reasons) - REASONS} more kinds of failures")
     if result.nothing_to_do and result.failed:
         say(f"{result.output} has all there is: {result.ok:,} answers; {result.failed:,} rows failed, and stay so")
+    elif result.rewritten:
+        say(f"{result.output} is written anew from the {result.total:,} answers that there were; nothing was asked")
     elif result.nothing_to_do:
         say(f"{result.output} has all {result.total:,} answers already; --overwrite asks again")
     elif result.stopped is not None:

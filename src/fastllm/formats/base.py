@@ -103,7 +103,9 @@ def open_reader(
     """
     recipe = Recipe(model=model, prompt=prompt, system=system, params=dict(params or {}), schema=schema)
     source = STDIN if str(path) == STDIN else Path(path)
-    kind = _named(format, READ) or (".jsonl" if source == STDIN else _kind(Path(path), READ))
+    kind = _named(format, READ, "input_format") or (
+        ".jsonl" if source == STDIN else _kind(Path(path), READ, "input_format")
+    )
     if kind in _WHOLE:
         if source == STDIN:
             raise ConfigError(f"{kind} cannot be read from standard input; give a file")
@@ -119,7 +121,7 @@ def open_writer(
 ) -> Writer:
     """Make the Writer that the suffix of `name` asks for, or the `format` that is named, on an open file. `like` is the
     input whose columns may be kept. ConfigError for an unknown suffix, or columns that it cannot have."""
-    kind = _named(format, WRITTEN) or _kind(name, WRITTEN)
+    kind = _named(format, WRITTEN, "output_format") or _kind(name, WRITTEN, "output_format")
     if kind in _WHOLE and suffixes(name)[1]:
         raise ConfigError(f"{name}: {kind} is compressed inside; leave the {suffixes(name)[1]} away")
     header = None if like is None else like.header
@@ -158,17 +160,17 @@ def check_output(
         open_writer(nowhere, name, columns, format=format, like=like).close()
 
 
-def _named(format: str | None, known: Sequence[str]) -> str | None:
+def _named(format: str | None, known: Sequence[str], option: str) -> str | None:
     """Give the suffix of a format that was named."""
     if format is None:
         return None
     kind = f".{format.lower().removeprefix('.')}"
     if kind[1:] not in known and kind not in _JSONL and kind not in ARROW:
-        raise ConfigError(f"format must be one of {', '.join(known)}; not {format!r}")
+        raise ConfigError(f"{option} must be one of {', '.join(known)}; not {format!r}")
     return kind
 
 
-def _kind(path: Path, known: Sequence[str]) -> str:
+def _kind(path: Path, known: Sequence[str], option: str) -> str:
     kind, compression = suffixes(path)
     if (kind[1:] in known or kind in _JSONL or kind in ARROW) and not (compression and kind in _WHOLE):
         return kind
@@ -179,5 +181,5 @@ def _kind(path: Path, known: Sequence[str]) -> str:
     also = " or ".join(c for c in COMPRESSIONS if c)
     raise ConfigError(
         f"cannot tell the format of {path} by its suffix; known are {', '.join(plain)}, each also with {also}, and "
-        f"{', '.join(whole)}; or name it: format={known[0]}"
+        f"{', '.join(whole)}; or name it: {option}='{known[0]}'"
     )

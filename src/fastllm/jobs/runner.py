@@ -182,7 +182,8 @@ class Job:
         journal.finish(self._read)
         await asyncio.to_thread(journal.sync)
         try:
-            return self._result(self._read, await self._published(journal))
+            result = self._result(self._read, await self._published(journal))
+            return msgspec.structs.replace(result, rewritten=result.nothing_to_do)
         except GivenUpError:
             return self._result(None, None)
 
