@@ -230,3 +230,10 @@ def test_types_that_json_does_not_give_back_are_text(tmp_path: Path) -> None:
         "half": "0.5",
         "nested": [{"a": 1, "b": None}],
     }
+
+
+def test_columns_that_are_kept_are_no_surprise() -> None:
+    """Of what was not sent only the others are worth a warning."""
+    assert Columns.of(keep="a").unkept({"a": 1, "b": 2}) == {"b": 2}
+    assert Columns.of(keep="*").unkept({"a": 1}) == {}
+    assert Columns().unkept({"a": 1}) == {"a": 1}

@@ -185,7 +185,7 @@ def show(source: str, output: Path, settings: Settings, *, overwrite: bool, forc
             if overwrite or not journal.exists()
             else _Earlier.of(journal, reader, settings["base_url"], force=force),
         )
-        unsent = reader.unsent
+        unsent = settings.shape().unkept(reader.unsent)
     if unsent:
         say(f"fastllm: warning: {source}: {NOT_SENT}: {unsent_words(unsent)}")
     for label, text in _lines(count, table, budget, settings):

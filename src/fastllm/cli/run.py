@@ -242,8 +242,8 @@ async def _run(
             say(f"fastllm: error: {places.shown}: {complaint}")
         if job.bad > len(job.complaints):
             say(f"fastllm: error: {places.shown}: and {job.bad - len(job.complaints):,} more such rows")
-        if reader.unsent:
-            say(f"fastllm: warning: {places.shown}: {dry.NOT_SENT}: {unsent_words(reader.unsent)}")
+        if unsent := settings.shape().unkept(reader.unsent):
+            say(f"fastllm: warning: {places.shown}: {dry.NOT_SENT}: {unsent_words(unsent)}")
         return result, found, interrupts.status if result.interrupted else _status(job, result)
     finally:
         await engine.aclose()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import msgspec
@@ -119,6 +119,10 @@ class Columns(msgspec.Struct, frozen=True, kw_only=True):
                 near = difflib.get_close_matches(name, header, 1)
                 guess = f"; did you mean {near[0]!r}?" if near else ";"
                 raise ConfigError(f"keep={name!r} is no column of the input{guess} columns: {', '.join(header)}")
+
+    def unkept(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """Leave out of names those that are kept: whoever keeps a column knows that it is there."""
+        return {} if ALL in self.keep else {name: count for name, count in counts.items() if name not in self.keep}
 
     def kept(self, source: bytes) -> dict[str, Any]:
         """Give the kept columns of a row; those that it does not have are left out."""
