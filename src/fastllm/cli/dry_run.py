@@ -16,6 +16,7 @@ from ..answers import Usage
 from ..build import DEFAULT_VENDOR, known_providers, price_table
 from ..errors import ConfigError, JobConflictError
 from ..formats.base import Reader, check_model, check_output, open_reader
+from ..formats.remote import Places
 from ..formats.rows import unsent_words
 from ..jobs.frames import END, FAILED, OK, Scan
 from ..jobs.journal import _differences, _existing_layout, _same_job, journal_path
@@ -157,15 +158,16 @@ class _Earlier:
         self.checks[index] = check
 
 
-def show(source: str, output: Path, settings: Settings, *, overwrite: bool, force: bool = False) -> int:
+def show(places: Places, settings: Settings, *, overwrite: bool, force: bool = False) -> int:
     """Print the plan of a run and give its exit status. ConfigError where the run would refuse to begin."""
+    output = places.output
     table = price_table(settings["prices"])
     budget = None if settings["budget"] is None else Budget(settings["budget"])
     settings.limits()
     params = {name: settings[name] for name in ("temperature", "max_tokens") if settings[name] is not None}
     count = Count(table, settings)
     with open_reader(
-        source,
+        places.source,
         model=settings["model"] or "",
         prompt=settings["prompt"],
         system=settings["system"],
@@ -187,7 +189,7 @@ def show(source: str, output: Path, settings: Settings, *, overwrite: bool, forc
         )
         unsent = settings.shape().unkept(reader.unsent)
     if unsent:
-        say(f"fastllm: warning: {source}: {NOT_SENT}: {unsent_words(unsent)}")
+        say(f"fastllm: warning: {places.shown}: {NOT_SENT}: {unsent_words(unsent)}")
     for label, text in _lines(count, table, budget, settings):
         click.echo(in_flags(f"{label:<15}{text}"))
     return 0

@@ -137,7 +137,7 @@ def command(
 
     with local_places(source, output, is_ours=is_ours) as places:
         if dry_run:
-            return dry.show(places.source, places.output, settings, overwrite=overwrite, force=force)
+            return dry.show(places, settings, overwrite=overwrite, force=force)
         logging.basicConfig(handlers=[Saying()], level=logging.WARNING)
         return _done(places, settings, again)
 
