@@ -136,18 +136,8 @@ def test_a_single_column_is_its_values(batches: int) -> None:
     assert texts(rows_of(Frame(pieces), "m")) == ["one", "two"] * batches  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("library", ["polars", "pandas", "duckdb", "datasets"])
-def test_data_frames_of_every_library(library: str) -> None:
-    """The same rows, whoever holds them."""
-    module = pytest.importorskip(library)
-    columns = {"name": ["Ann", "Bob"], "age": [3, 4]}
-    frame: Any
-    if library == "datasets":
-        frame = module.Dataset.from_dict(columns)
-    elif library == "duckdb":
-        frame = module.sql("select * from (values ('Ann', 3), ('Bob', 4)) t(name, age)")
-    else:
-        frame = module.DataFrame(columns)
-    assert texts(mapped("{name} {age}", frame, "m", None, {})) == ["Ann 3", "Bob 4"]
-    if library in ("polars", "pandas"):
-        assert texts(mapped("{}", frame["name"], "m", None, {})) == ["Ann", "Bob"]
+@pytest.mark.parametrize("library", ["polars", "pandas"])
+def test_a_series_of_each_library_is_its_values(library: str) -> None:
+    frame: Any = pytest.importorskip(library).DataFrame({"name": ["Ann", "Bob"], "age": [3, 4]})
+    assert texts(mapped("{}", frame["name"], "m", None, {})) == ["Ann", "Bob"]
+    assert texts(mapped("{}", frame["age"], "m", None, {})) == ["3", "4"]

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from .errors import ConfigError, InvalidRequestError
-from .formats.parquet import rows_of_stream
+from .formats.parquet import rows_of_stream, without_nulls
 from .formats.rows import BATCH, Intake, Recipe
 from .formats.template import Template as FileTemplate
 from .params import call_options
@@ -23,7 +23,9 @@ _PLAIN_VALUE = ""  # the column that `{}` names
 def rows_of(items: Iterable[Item] | AsyncIterable[Item], model: str) -> Iterable[Row] | AsyncIterable[Row]:
     """Give a Row for each item; what is no request becomes a Row with an error."""
     intake = Intake(Recipe(model=model))
-    return _each(items, lambda item: _safely(intake, lambda: _row(intake, item, model)), nulls=False)
+    if hasattr(items, "__arrow_c_stream__"):
+        items = map(without_nulls, rows_of_stream(items))  # a data frame would iterate its columns' names
+    return _each(items, lambda item: _safely(intake, lambda: _row(intake, item, model)))
 
 
 def mapped(
@@ -54,7 +56,9 @@ def mapped(
             row.request = msgspec.structs.replace(row.request, **options)
         return row
 
-    return _each(rows, make, nulls=True)
+    if hasattr(rows, "__arrow_c_stream__"):
+        rows = rows_of_stream(rows)
+    return _each(rows, make)
 
 
 def _made(intake: Intake, item: Any, model: str) -> Row:
@@ -100,12 +104,7 @@ def _safely(intake: Intake, make: Callable[[], Row]) -> Row:
         return row
 
 
-def _each(
-    items: Iterable[Any] | AsyncIterable[Any], make: Callable[[Any], Row], *, nulls: bool
-) -> Iterable[Row] | AsyncIterable[Row]:
-    """`nulls`: whether a row of a table has its columns that are null."""
-    if hasattr(items, "__arrow_c_stream__"):
-        items = rows_of_stream(items, nulls=nulls)  # a data frame would iterate its columns' names
+def _each(items: Iterable[Any] | AsyncIterable[Any], make: Callable[[Any], Row]) -> Iterable[Row] | AsyncIterable[Row]:
     return _async_each(items, make) if isinstance(items, AsyncIterable) else _sync_each(items, make)
 
 

@@ -89,12 +89,22 @@ def test_rows_of_an_earlier_run_are_not_counted_again_and_bad_rows_are(elsewhere
         assert found["requests"].startswith("1 to ask (1 of them failed in an earlier run), 19 answered by an earlier")
         assert "1 bad row (line 21: not valid JSON" in found["requests"]
         assert told(*args, "--overwrite")["requests"].startswith("20 to ask, 0 answered")
+        assert told(*args, "--retry-failed")["requests"].startswith("1 to ask (1 of them failed")
+        assert told(*args, "--no-retry-failed")["requests"].startswith("0 to ask, 19 answered")
         with pytest.raises(JobConflictError, match="belongs to a job that differs in model"):
             told("--model", "other", "--base-url", server.base_url)
+        forced = told("--model", "other", "--base-url", server.base_url, "--force")
+        assert forced["requests"].startswith("1 to ask (1 of them failed in an earlier run), 19 answered")
         assert server.stats.requests == sent
         assert {path.name: path.read_bytes() for path in elsewhere.iterdir()} == before
     found = told("--model", "m", "--base-url", args[3], "--prompt", "{prompt}", "--overwrite")
     assert found["requests"].startswith("20 to ask")
+
+
+def test_only_what_failed_needs_an_earlier_run() -> None:
+    write(2)
+    with pytest.raises(ConfigError, match="no rows that failed"):
+        run("--model", "m", "--retry-failed")
 
 
 def test_an_unknown_price_is_said_with_the_model_and_what_is_known_of_the_others() -> None:

@@ -19,6 +19,8 @@ from fastllm.jobs.journal import Entry, Identity, Journal
 from fastllm.jobs.runner import Job, JobResult
 from fastllm.types import Request, Response
 
+FIRST_VERSION = Path(__file__).parent / "first_version"
+
 
 class Fake:
     """Answers with its name and the question, in a random order; questions in `bad` fail."""
@@ -184,3 +186,18 @@ def test_a_header_takes_in_what_the_job_becomes(tmp_path: Path, size: int) -> No
     assert journal.identity == (now if fits else before)
     assert journal.read(0).body == b"answer"
     journal.close()
+
+
+async def test_a_journal_of_the_first_version_goes_on(tmp_path: Path) -> None:
+    """It was written by the first code that had a journal: two answers, a failure, and a row that was never asked. What
+    its entries and its identity did not have yet counts as not known."""
+    source = tmp_path / "in.jsonl"
+    source.write_bytes((FIRST_VERSION / "in.jsonl").read_bytes())
+    (tmp_path / "out.jsonl.journal").write_bytes((FIRST_VERSION / "recorded").read_bytes())
+    engine = Fake()
+    assert (await run(engine, source, model="")).ok == 4
+    assert engine.asked == {"q2": 1, "q3": 1}
+    assert texts(source) == ["a0", "a1", "a: q2", "a: q3"]
+    again = Fake()
+    assert (await run(again, source, model="")).nothing_to_do
+    assert not again.asked

@@ -273,7 +273,7 @@ async def test_places_are_checked_before_anything_is_sent(source: Path, output: 
 
 
 async def test_no_permission(source: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publishing.os, "access", lambda *_: False)
+    monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(ConfigError, match="no permission"):
         await run(FakeEngine(), source, output)
 
@@ -568,7 +568,7 @@ async def test_a_disk_full_at_the_output(source: Path, output: Path, monkeypatch
         real(fd)
 
     engine = FakeEngine(lambda r: _fail(r, {"q1"}))
-    monkeypatch.setattr(publishing.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(JournalError, match=r"No space left.*every answer is in .*journal"):
         await run(engine, source, output)
     monkeypatch.undo()

@@ -1,10 +1,12 @@
-"""The command that runs a job again: what of it may be kept in the manifest, and how it is put together from there."""
+"""Runs of a job that there was already: what they do about it, and the command for one, to be kept and put together."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
+
+import msgspec
 
 from ..formats.remote import is_remote
 from ..jobs.journal import Identity
@@ -13,6 +15,14 @@ _PROMPTS = ("--prompt", "--system")  # the journal has them; the manifest, which
 _PLACES = ("--output", "-o")  # a job may be moved
 _ONCE = ("--overwrite", "--force", "--retry-failed", "--no-retry-failed", "--dry-run")
 _USER_INFO = re.compile(r"(?<=://)[^/@\s]*@")
+
+
+class Again(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run does about an earlier one."""
+
+    overwrite: bool = False
+    force: bool = False
+    retry_failed: bool | None = None
 
 
 def command_to_keep(arguments: Sequence[str]) -> list[str]:

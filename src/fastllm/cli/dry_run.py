@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
-from array import array
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from zlib import crc32
 
@@ -15,13 +14,15 @@ import msgspec
 from ..answers import Usage
 from ..build import DEFAULT_VENDOR, known_providers, price_table
 from ..errors import ConfigError, JobConflictError
-from ..formats.base import Reader, check_model, check_output, open_reader
+from ..formats.base import Reader, open_reader
 from ..formats.remote import Places
 from ..formats.rows import unsent_words
-from ..jobs.frames import END, FAILED, OK, Scan
-from ..jobs.journal import _differences, _existing_layout, _same_job, journal_path
-from ..jobs.publish import check_places
-from ..jobs.runner import identify
+from ..jobs.checks import check_job
+from ..jobs.frames import FAILED, OK
+from ..jobs.journal import journal_path
+from ..jobs.publish import Shape
+from ..jobs.recorded import Recorded
+from ..jobs.runner import identify, is_left
 from ..policy.budget import Budget, dollars
 from ..policy.pricing import Price, PriceTable
 from ..policy.purse import Purse, answers_asked
@@ -31,6 +32,7 @@ from ..progress.words import duration
 from ..providers.vendors import VENDORS, split_model
 from ..settings import Settings
 from ..types import Request
+from .again import Again
 from .say import in_flags, say
 
 NOT_SENT = "fields that are no known parameter are not sent (extra_body sends anything)"
@@ -78,16 +80,18 @@ class Count:
         self._known = known_providers()
         self._estimator = Estimator(START_ANSWER * MARGIN + 1)
 
-    def read(self, reader: Reader, earlier: _Earlier) -> None:
+    def read(self, reader: Reader, earlier: Recorded | None, again: Again) -> None:
         """Count every row. JobConflictError where one is not what it was when it was answered."""
         for row in reader:
-            state = earlier.state(row.index)
-            if state == OK:
-                if earlier.checks[row.index] != crc32(row.source) and not earlier.is_forced:
+            state = 0 if earlier is None else earlier.state(row.index)
+            if earlier is not None and state == OK:
+                if earlier.check(row.index) != crc32(row.source) and not again.force:
                     raise JobConflictError(
                         f"row {row.index} is not what it was when it was answered: the input changed"
                     )
                 self.answered += 1
+                continue
+            if is_left(state, again.retry_failed):
                 continue
             if row.request is None:
                 self.bad += 1
@@ -115,50 +119,17 @@ class Count:
         return sum(plan.requests for plan in self.plans.values())
 
 
-class _Earlier:
-    """Which rows an earlier run answered, by its journal, which is only read."""
-
-    def __init__(self) -> None:
-        self.states = bytearray()
-        self.checks = array("I")
-        self.is_forced = False  # answers count, though their rows may be others now
-
-    def state(self, index: int) -> int:
-        return self.states[index] if index < len(self.states) else 0
-
-    @classmethod
-    def of(cls, path: Path, reader: Reader, base_url: str | None, *, force: bool = False) -> _Earlier:
-        """Read the journal. JobConflictError where it is another job's, as the run would say."""
-        found = cls()
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            layout = _existing_layout(path, fd, False)
-            if layout is None:
-                return found
-            for _, index, state, check, _ in Scan(fd, layout, os.fstat(fd).st_size):
-                if state != END:
-                    found._note(index, state, check)
-            identity = identify(reader, base_url)
-            if OK not in found.states and _differences(layout, identity):
-                return cls()  # without an answer it would be started anew
-            if not force:
-                _same_job(path, layout, identity)
-            found.is_forced = force
-            return found
-        finally:
-            os.close(fd)
-
-    def _note(self, index: int, state: int, check: int) -> None:
-        more = index + 1 - len(self.states)
-        if more > 0:
-            more += len(self.states) // 8 + 64
-            self.states.extend(bytes(more))
-            self.checks.frombytes(bytes(self.checks.itemsize * more))
-        self.states[index] = OK if state == OK else FAILED
-        self.checks[index] = check
+@contextmanager
+def _earlier(journal: Path, reader: Reader, base_url: str | None, again: Again) -> Iterator[Recorded | None]:
+    """Give what an earlier run answered, where a run of this job would go on with it."""
+    if again.overwrite or not journal.exists():
+        yield None
+        return
+    with Recorded(journal) as recorded:
+        yield recorded if recorded.counts_for(identify(reader, base_url), force=again.force) else None
 
 
-def show(places: Places, settings: Settings, *, overwrite: bool, force: bool = False) -> int:
+def show(places: Places, settings: Settings, again: Again) -> int:
     """Print the plan of a run and give its exit status. ConfigError where the run would refuse to begin."""
     output = places.output
     table = price_table(settings["prices"])
@@ -176,17 +147,10 @@ def show(places: Places, settings: Settings, *, overwrite: bool, force: bool = F
         format=settings["input_format"],
     ) as reader:
         journal = journal_path(output)
-        check_output(output, settings.shape(), format=settings["output_format"], like=reader)
-        check_places(output, reader.path, journal=journal, overwrite=overwrite)
-        if not overwrite and not journal.exists() and output.exists():
-            raise JobConflictError(f"{output} exists and is of no job that could be resumed: give another --output")
-        check_model(reader)
-        count.read(
-            reader,
-            _Earlier()
-            if overwrite or not journal.exists()
-            else _Earlier.of(journal, reader, settings["base_url"], force=force),
-        )
+        shape = Shape(columns=settings.shape(), format=settings["output_format"], reader=reader)
+        check_job(reader, output, shape, journal=journal, overwrite=again.overwrite, retry_failed=again.retry_failed)
+        with _earlier(journal, reader, settings["base_url"], again) as earlier:
+            count.read(reader, earlier, again)
         unsent = settings.shape().unkept(reader.unsent)
     if unsent:
         say(f"fastllm: warning: {places.shown}: {NOT_SENT}: {unsent_words(unsent)}")

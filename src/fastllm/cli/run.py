@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 
 from .. import build, loop
 from ..build import EngineOptions
@@ -23,13 +22,14 @@ from ..formats.base import Reader, open_reader
 from ..formats.remote import Places, local_places
 from ..formats.rows import unsent_words
 from ..formats.template import Template
+from ..jobs.checks import check_places
 from ..jobs.journal import journal_path
-from ..jobs.publish import NOT_THERE, check_places, failures_path
+from ..jobs.publish import NOT_THERE, failures_path
 from ..jobs.runner import DEFAULT_CONCURRENCY, Job, JobResult, JournalError
 from ..progress import Kind, Summary, make_progress, show_summary, summary, with_unseen
 from ..settings import Settings
 from . import dry_run as dry
-from .again import command_to_keep
+from .again import Again, command_to_keep
 from .options import check_model, local_hint, setting_options, settings_of
 from .say import Saying, say
 
@@ -73,14 +73,6 @@ SETTINGS = (
     "progress",
     "summary_json",
 )
-
-
-class Again(msgspec.Struct, frozen=True, kw_only=True):
-    """What this run does about an earlier one."""
-
-    overwrite: bool = False
-    force: bool = False
-    retry_failed: bool | None = None
 
 
 @click.command("run")
@@ -137,7 +129,7 @@ def command(
 
     with local_places(source, output, is_ours=is_ours) as places:
         if dry_run:
-            return dry.show(places, settings, overwrite=overwrite, force=force)
+            return dry.show(places, settings, again)
         logging.basicConfig(handlers=[Saying()], level=logging.WARNING)
         return _done(places, settings, again)
 

@@ -26,6 +26,7 @@ _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _TEXT = (".txt",)
 READ = ("jsonl", "csv", "tsv", "txt", "parquet", "arrow")  # formats that may be named where a suffix does not tell
 WRITTEN = ("jsonl", "csv", "tsv", "parquet", "arrow")
+_OPTIONS = {READ: "input_format", WRITTEN: "output_format"}  # what a run calls them
 _WHOLE = (PARQUET, *ARROW)  # that no compression is put round
 __all__ = ["BREATH", "Reader", "Writer", "check_model", "check_output", "open_reader", "open_writer", "reopened"]
 
@@ -103,9 +104,7 @@ def open_reader(
     """
     recipe = Recipe(model=model, prompt=prompt, system=system, params=dict(params or {}), schema=schema)
     source = STDIN if str(path) == STDIN else Path(path)
-    kind = _named(format, READ, "input_format") or (
-        ".jsonl" if source == STDIN else _kind(Path(path), READ, "input_format")
-    )
+    kind = _named(format, READ) or (".jsonl" if source == STDIN else _kind(Path(path), READ))
     if kind in _WHOLE:
         if source == STDIN:
             raise ConfigError(f"{kind} cannot be read from standard input; give a file")
@@ -121,17 +120,15 @@ def open_writer(
 ) -> Writer:
     """Make the Writer that the suffix of `name` asks for, or the `format` that is named, on an open file. `like` is the
     input whose columns may be kept. ConfigError for an unknown suffix, or columns that it cannot have."""
-    kind = _named(format, WRITTEN, "output_format") or _kind(name, WRITTEN, "output_format")
+    kind = _named(format, WRITTEN) or _kind(name, WRITTEN)
     if kind in _WHOLE and suffixes(name)[1]:
         raise ConfigError(f"{name}: {kind} is compressed inside; leave the {suffixes(name)[1]} away")
     header = None if like is None else like.header
-    if header is not None:
-        columns.check(header)
     if kind in _DELIMITERS:
         return CSVWriter(file, name, _DELIMITERS[kind], columns, header)
     if kind in _WHOLE:
         return TableWriter(file, columns, format=kind, header=header, schema=getattr(like, "schema", None))
-    return JSONLWriter(file, name, columns)
+    return JSONLWriter(file, name, columns, header)
 
 
 def reopened(reader: Reader) -> Reader:
@@ -160,17 +157,17 @@ def check_output(
         open_writer(nowhere, name, columns, format=format, like=like).close()
 
 
-def _named(format: str | None, known: Sequence[str], option: str) -> str | None:
+def _named(format: str | None, known: tuple[str, ...]) -> str | None:
     """Give the suffix of a format that was named."""
     if format is None:
         return None
     kind = f".{format.lower().removeprefix('.')}"
     if kind[1:] not in known and kind not in _JSONL and kind not in ARROW:
-        raise ConfigError(f"{option} must be one of {', '.join(known)}; not {format!r}")
+        raise ConfigError(f"{_OPTIONS[known]} must be one of {', '.join(known)}; not {format!r}")
     return kind
 
 
-def _kind(path: Path, known: Sequence[str], option: str) -> str:
+def _kind(path: Path, known: tuple[str, ...]) -> str:
     kind, compression = suffixes(path)
     if (kind[1:] in known or kind in _JSONL or kind in ARROW) and not (compression and kind in _WHOLE):
         return kind
@@ -181,5 +178,5 @@ def _kind(path: Path, known: Sequence[str], option: str) -> str:
     also = " or ".join(c for c in COMPRESSIONS if c)
     raise ConfigError(
         f"cannot tell the format of {path} by its suffix; known are {', '.join(plain)}, each also with {also}, and "
-        f"{', '.join(whole)}; or name it: {option}='{known[0]}'"
+        f"{', '.join(whole)}; or name it: {_OPTIONS[known]}={known[0]!r}"
     )

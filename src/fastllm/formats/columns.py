@@ -81,18 +81,23 @@ class Columns(msgspec.Struct, frozen=True, kw_only=True):
         chosen = _names("columns", names)
         for name in chosen:
             if name not in NAMES:
-                near = difflib.get_close_matches(name, NAMES, 1)
-                guess = f"; did you mean {near[0]!r}?" if near else ""
-                raise ConfigError(f"columns has no {name!r}{guess or ';'} known are {', '.join(NAMES)}")
+                raise ConfigError(f"columns has no {name!r}{_near(name, NAMES)}")
         return cls(names=chosen, keep=_names("keep", keep), fields=_names("fields", fields), failures=failures)
 
     @property
     def keeps(self) -> bool:
         return bool(self.keep)
 
+    def check_kept(self, header: Sequence[str] | None) -> None:
+        """Raise ConfigError for a column that the input does not have, where that is known before its rows."""
+        for name in self.keep:
+            if header is not None and name not in (ALL, "custom_id", *header):
+                raise ConfigError(f"keep={name!r} is no column of the input{_near(name, header)}")
+
     def table(self, header: Sequence[str] | None = None) -> list[Column]:
         """Give the columns of a table. `header` are those of the input, where they are known before its rows."""
         kept = self.keep
+        self.check_kept(header)
         if ALL in kept:
             if header is None:
                 raise ConfigError(
@@ -111,14 +116,6 @@ class Columns(msgspec.Struct, frozen=True, kw_only=True):
         at = 1 if names[:1] == ("custom_id",) else 0
         kept_columns = [column for column in extra if column.of_row]
         return [*found[:at], *kept_columns, *found[at:], *(column for column in extra if not column.of_row)]
-
-    def check(self, header: Sequence[str]) -> None:
-        """Raise ConfigError where a column is to be kept that the input does not have."""
-        for name in self.keep:
-            if name != ALL and name not in header:
-                near = difflib.get_close_matches(name, header, 1)
-                guess = f"; did you mean {near[0]!r}?" if near else ";"
-                raise ConfigError(f"keep={name!r} is no column of the input{guess} columns: {', '.join(header)}")
 
     def unkept(self, counts: Mapping[str, int]) -> dict[str, int]:
         """Leave out of names those that are kept: whoever keeps a column knows that it is there."""
@@ -255,6 +252,12 @@ def _free(name: str, prefix: str, taken: set[str]) -> str:
         name = prefix + name
     taken.add(name)
     return name
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    guess = f"; did you mean {near[0]!r}?" if near else ";"
+    return f"{guess} known are {', '.join(known)}"
 
 
 def _names(what: str, names: str | Iterable[str] | None) -> tuple[str, ...]:

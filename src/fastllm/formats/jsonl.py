@@ -20,8 +20,8 @@ BOM = b"\xef\xbb\xbf"
 class JSONLReader:
     """Iterates the rows of a file, lazily and once. `path` is None for a stream such as standard input."""
 
-    header: Sequence[str] | None = None  # rows have columns of their own
     format = ".jsonl"
+    header: Sequence[str] | None = None  # rows have columns of their own
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -80,9 +81,12 @@ def _line_id(index: int, name: bytes) -> bytes:
 class JSONLWriter:
     """OpenAI's batch output shape; what else is asked for stands behind it, as `keep` and `fields`."""
 
-    def __init__(self, file: BinaryIO, name: Path, columns: Columns = PLAIN) -> None:
+    def __init__(
+        self, file: BinaryIO, name: Path, columns: Columns = PLAIN, header: Sequence[str] | None = None
+    ) -> None:
         if columns.names:
-            raise ConfigError("columns=… is for tables (CSV, Parquet, Arrow); JSON lines have keep=… and fields=…")
+            raise ConfigError("columns are for tables (CSV, Parquet, Arrow); JSON lines have keep and fields")
+        columns.check_kept(header)
         self._raw = file
         self._file = create_bytes(file, name)
         self._columns = columns
@@ -126,11 +130,16 @@ class CSVWriter:
         self._raw = file
         self._file = create_bytes(file, name)
         self._text = io.TextIOWrapper(self._file, encoding="utf-8", errors="backslashreplace", newline="")
-        self._rows = csv.writer(self._text, delimiter=delimiter, lineterminator="\n")
-        self._rows.writerow([column.name for column in self._columns])
+        made = partial(csv.writer, self._text, delimiter=delimiter, lineterminator="\n")
+        self._rows, self._quoted = made(), made(quoting=csv.QUOTE_ALL)
+        self._write([column.name for column in self._columns])
 
     def write(self, outcome: Outcome, source: bytes = b"", failure: dict[str, Any] | None = None) -> None:
-        self._rows.writerow([as_text(value) for value in cells(self._columns, outcome, source, failure)])
+        self._write([as_text(value) for value in cells(self._columns, outcome, source, failure)])
+
+    def _write(self, values: list[str]) -> None:
+        # Before Python 3.13 a CR alone was not seen to need quotes.
+        (self._quoted if any("\r" in value for value in values) else self._rows).writerow(values)
 
     def close(self) -> None:
         self._text.detach()

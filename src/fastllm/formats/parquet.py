@@ -1,9 +1,9 @@
 """Parquet and Arrow files, by pyarrow: batches of rows in, row groups out, never a whole table in memory.
 
 In: a row is its columns as JSON has them (rows.py); dates, times and durations as ISO 8601, decimals as text, bytes as
-base64, maps as lists of pairs; nanoseconds are cut to microseconds. A null is no value: the column is not there, but
-for a template, which says that it is null; nor is the field of a struct. Columns named as a request's parameters may be
-text that is JSON, as in CSV.
+base64, maps as lists of pairs; nanoseconds are cut to microseconds. A null is no value: the column is not there, nor is
+the field of a struct; in a template it is a bad row. Columns named as a request's parameters may be text that is JSON,
+as in CSV.
 
 Out: numbers, bools and text of kept columns keep the type that a Parquet or Arrow input gives them, lists and structs
 of these, too; every other value is text, as in CSV. Equal rows give equal bytes.
@@ -111,7 +111,7 @@ class TableReader:
         try:
             for batch in self._batches:
                 for at in range(0, batch.num_rows, _BATCH):
-                    for columns in rows_of_batch(batch.slice(at, _BATCH), nulls=self.recipe.prompt is not None):
+                    for columns in rows_of_batch(batch.slice(at, _BATCH)):
                         number += 1
                         yield number, columns
         except self._broken as error:
@@ -124,7 +124,7 @@ class TableReader:
         self._intake.remember_columns(self._columns(record), record[0])
 
     def _columns(self, record: Record) -> dict[str, Any]:
-        return record[1] if self.recipe.prompt is not None else typed(record[1])
+        return record[1] if self.recipe.prompt is not None else typed(without_nulls(record[1]))
 
     @property
     def unsent(self) -> dict[str, int]:
@@ -212,8 +212,8 @@ class TableWriter:
             writer.is_open = False
 
 
-def rows_of_batch(batch: Any, *, nulls: bool = False) -> Iterator[dict[str, Any]]:
-    """Give the rows of a RecordBatch as mappings; columns that are null are in them only where `nulls` are wanted."""
+def rows_of_batch(batch: Any) -> Iterator[dict[str, Any]]:
+    """Give the rows of a RecordBatch as mappings; nulls within their values are left out."""
     pa = arrow()
     fields = [field.with_type(_coarse(pa, field.type)) for field in batch.schema]
     schema = pa.schema(fields)
@@ -221,10 +221,10 @@ def rows_of_batch(batch: Any, *, nulls: bool = False) -> Iterator[dict[str, Any]
         columns = [column.cast(field.type, safe=False) for column, field in zip(batch.columns, fields, strict=True)]
         batch = pa.record_batch(columns, schema=schema)
     for row in batch.to_pylist():
-        yield {name: _without_nulls(value) for name, value in row.items() if nulls or value is not None}
+        yield {name: _without_nulls(value) for name, value in row.items()}
 
 
-def rows_of_stream(table: Any, *, nulls: bool = False) -> Iterator[Any]:
+def rows_of_stream(table: Any) -> Iterator[Any]:
     """Give the rows of anything that has `__arrow_c_stream__`, a batch at a time: a data frame, a table, a relation; of
     a single column (a series) its values."""
     pa = arrow()
@@ -232,12 +232,17 @@ def rows_of_stream(table: Any, *, nulls: bool = False) -> Iterator[Any]:
         batches = pa.RecordBatchReader.from_stream(table)
     except pa.ArrowInvalid:  # a single column
         for chunk in pa.chunked_array(table).chunks:
-            for row in rows_of_batch(pa.record_batch([chunk], names=[""]), nulls=True):
+            for row in rows_of_batch(pa.record_batch([chunk], names=[""])):
                 yield row[""]
         return
     for batch in batches:
         for at in range(0, batch.num_rows, _BATCH):
-            yield from rows_of_batch(batch.slice(at, _BATCH), nulls=nulls)
+            yield from rows_of_batch(batch.slice(at, _BATCH))
+
+
+def without_nulls(row: Any) -> Any:
+    """Give the columns that have a value; of a row that is a value itself that."""
+    return {name: value for name, value in row.items() if value is not None} if isinstance(row, dict) else row
 
 
 def _coarse(pa: Any, type_: Any) -> Any:
@@ -266,7 +271,7 @@ def _is_plain(pa: Any, type_: Any) -> bool:
         return all(_is_plain(pa, field.type) for field in type_)
     if types.is_list(type_) or types.is_large_list(type_):
         return _is_plain(pa, type_.value_type)
-    texts = types.is_string(type_) or types.is_large_string(type_)
+    texts = types.is_string(type_) or types.is_large_string(type_) or types.is_null(type_)
     numbers = types.is_integer(type_) or types.is_float32(type_) or types.is_float64(type_)
     return bool(texts or numbers or types.is_boolean(type_))
 

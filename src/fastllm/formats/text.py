@@ -15,8 +15,8 @@ from .rows import Recipe, check_header, not_utf8
 class TextReader(JSONLReader):
     """Iterates the rows of a file, lazily and once. ConfigError for a template of other columns."""
 
-    header = ("prompt",)
     format = ".txt"
+    header = ("prompt",)
 
     def __init__(self, source: str | Path | BinaryIO, recipe: Recipe, *, max_line_bytes: int = MAX_LINE_BYTES) -> None:
         super().__init__(source, recipe, max_line_bytes=max_line_bytes)

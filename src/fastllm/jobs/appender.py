@@ -1,8 +1,8 @@
 """Appender: puts bytes at the end of a file from a thread of its own, many at a time, and says when they are safe.
 
-Bytes given to `put` are written within a few milliseconds, so that a killed process loses next to nothing, and are
-on the disk (fdatasync) within `interval` seconds. The first error is final: after a failed write or sync nothing more
-is written, because what a second sync would report is worth nothing.
+Bytes given to `put` are written at once, or within a few milliseconds where many come, so that a killed process loses
+next to nothing, and are on the disk (fdatasync) within `interval` seconds. The first error is final: after a failed
+write or sync nothing more is written, because what a second sync would report is worth nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections import deque
 
 from ..errors import FastLLMError
 
-_GATHER = 0.002  # seconds during which what comes is written together
+_GATHER = 0.002  # seconds between two writes; what comes meanwhile is written together
 _sync = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
 
 
@@ -86,10 +86,11 @@ class Appender:
 
     def _write_until_closed(self) -> None:
         due: float | None = None  # when what was written has to be synced
+        wrote = 0.0
         while True:
             self._bell.wait(None if due is None else max(0.0, due - time.monotonic()))
             if not self._closing and not self._tickets:
-                time.sleep(_GATHER)
+                time.sleep(max(0.0, wrote + _GATHER - time.monotonic()))
             self._bell.clear()
             self._rung = False
             closing = self._closing
@@ -97,7 +98,8 @@ class Appender:
             try:
                 if self._pending:
                     self._write()
-                    due = time.monotonic() + self._interval if due is None else due
+                    wrote = time.monotonic()
+                    due = wrote + self._interval if due is None else due
                 if due is not None and (closing or tickets or time.monotonic() >= due):
                     reached = self.written
                     _sync(self._fd)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -10,27 +9,26 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 from ..answers import TokenDetails, Usage
-from ..errors import ConfigError
 from ..formats.base import Reader, open_writer
 from ..formats.columns import Columns
 from ..formats.output import failure_line
 from ..types import Outcome, Response
 from .frames import FAILED, OK
 from .journal import Entry, Journal
-from .manifest import Totals, manifest_path, read_manifest
+from .manifest import Totals
 from .replacing import replacing
 from .sources import Sources
 
 Order = Literal["input", "finished"]
 ORDERS: tuple[Order, ...] = ("input", "finished")
-_ERRORS = ".errors.jsonl"
+ERRORS = ".errors.jsonl"
 NOT_THERE = "have no columns of the input beside their answer: it changed since, or is gone"
 
 
 def failures_path(output: Path) -> Path:
     """`answers.jsonl` -> `answers.errors.jsonl`; any other name stays whole (`answers.csv.errors.jsonl`), so that no
     two outputs share one."""
-    return output.with_name(output.name.removesuffix(".jsonl") + _ERRORS)
+    return output.with_name(output.name.removesuffix(".jsonl") + ERRORS)
 
 
 class Answers(Protocol):
@@ -155,53 +153,3 @@ def outcome_of(index: int, entry: Entry) -> Outcome:
         cost=entry.cost,
     )
     return Outcome(index=index, custom_id=entry.custom_id, response=response)
-
-
-def check_places(
-    output: Path, source: Path | None, *, journal: Path, overwrite: bool, summary: Path | None = None
-) -> None:
-    """Refuse, before anything is sent, an output that cannot or must not be written. Raises ConfigError."""
-    for name in (output, failures_path(output), journal, manifest_path(output)):
-        try:
-            os.lstat(name.with_name(f".{name.name}.partial"))
-        except (FileNotFoundError, NotADirectoryError):
-            pass
-        except OSError as error:  # such as a name that is too long, which must not come out when all is paid for
-            raise ConfigError(f"cannot write {name}: {error.strerror or error}") from None
-    for folder in (output.parent, Path(os.path.realpath(output)).parent):
-        if not folder.is_dir():
-            raise ConfigError(f"the directory of the output does not exist: {folder}")
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise ConfigError(f"no permission to write into {folder}, where the output goes")
-    if output.is_dir():
-        raise ConfigError(f"the output {output} is a directory; name a file")
-    if output.name.endswith(_ERRORS):
-        raise ConfigError(f"{output} is the name of a file of failures; give another output")
-    places = {
-        "output": output,
-        "failures file": failures_path(output),
-        "journal": journal,
-        "manifest": manifest_path(output),
-    }
-    for what, path in places.items():
-        if source is not None and _is_same(path, source):
-            raise ConfigError(f"the input {source} is also the {what} of this job; give another output")
-        if summary is not None and _is_same(path, summary):
-            raise ConfigError(f"the summary {summary} is also the {what} of this job; give another file")
-    failures = places["failures file"]
-    if not overwrite and failures.exists() and not journal.exists():
-        raise ConfigError(
-            f"{failures} exists and is not of this job, which would replace it: move it away, give another output, "
-            "or write over it with overwrite=True"
-        )
-    if not overwrite and not journal.exists():
-        read_manifest(manifest_path(output))
-    if source is not None and summary is not None and _is_same(source, summary):
-        raise ConfigError(f"the summary {summary} is also the input of this job; give another file")
-
-
-def _is_same(one: Path, other: Path) -> bool:
-    """Tell whether two names are one file, be it there or not."""
-    if one.exists() and other.exists():
-        return one.samefile(other)
-    return os.path.realpath(one) == os.path.realpath(other)

@@ -13,7 +13,17 @@ import msgspec
 
 from ..errors import ConfigError
 from .frames import END, FAILED, OK, Scan, read_frame
-from .journal import _OPEN_END, Entry, Identity, JournalError, _existing_layout, _identity, _unpack
+from .journal import (
+    _OPEN_END,
+    Entry,
+    Identity,
+    JournalError,
+    _differences,
+    _existing_layout,
+    _identity,
+    _same_job,
+    _unpack,
+)
 
 
 class Recorded:
@@ -97,6 +107,15 @@ class Recorded:
         except (OSError, msgspec.DecodeError):
             pass
         raise JournalError(f"{self.path} is damaged at row {index}; run the job again: that row is asked anew")
+
+    def counts_for(self, job: Identity, *, force: bool = False) -> bool:
+        """Tell whether a run of this job would go on with it; False where it would start anew. JobConflictError where
+        it is another's, as the run would say."""
+        if self._layout is None or (not self.ok and _differences(self._layout, job)):
+            return False
+        if not force:
+            _same_job(self.path, self._layout, job)
+        return True
 
     def as_finished(self) -> Iterator[int]:
         """Give the rows in the order in which they got their last outcome."""

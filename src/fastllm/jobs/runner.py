@@ -19,15 +19,16 @@ import msgspec
 
 from ..answers import Usage
 from ..errors import ConfigError, DeadlineExceededError, JobConflictError, LLMError, StoppedError
-from ..formats.base import BREATH, Reader, check_model, check_output, reopened
+from ..formats.base import BREATH, Reader, reopened
 from ..formats.columns import PLAIN, Columns
 from ..types import Outcome, Response, Row, _without_secrets
 from .ahead import Ahead
+from .checks import check_job
 from .frames import FAILED, OK
 from .journal import Durability, Entry, Identity, Journal, JournalError, journal_path
 from .manifest import Ledger
 from .mounts import shared_filesystem
-from .publish import ORDERS, GivenUpError, Order, Shape, check_places, failures_path, publish
+from .publish import ORDERS, GivenUpError, Order, Shape, failures_path, publish
 from .result import JobResult
 from .workers import Executes, Workers, outcomes
 
@@ -228,19 +229,13 @@ class Job:
             raise
 
     def _open(self) -> Journal:
-        """Check everything that can be checked before a request costs money."""
-        check_output(self.output, self._shape.columns, format=self._shape.format, like=self._reader)
-        check_places(self.output, self._reader.path, journal=self.journal_path, overwrite=self._overwrite)
-        if not self._overwrite and not self.journal_path.exists() and self.output.exists():
-            raise JobConflictError(
-                f"{self.output} exists and is of no job that could be resumed (there is no {self.journal_path.name}): "
-                "give another output, or write over it with overwrite=True"
-            )
-        check_model(self._reader)
-        if self._retry_failed and not self.journal_path.exists():
-            raise ConfigError(
-                f"there is no {self.journal_path}, and so no rows that failed: run without retry_failed=True"
-            )
+        """Check what can be checked, then open the journal, and what belongs to it."""
+        check_job(
+            *(self._reader, self.output, self._shape),
+            journal=self.journal_path,
+            overwrite=self._overwrite,
+            retry_failed=self._retry_failed,
+        )
         identity = identify(self._reader, self._base_url)
         if kind := shared_filesystem(self.output.parent):
             logger.warning("%s is on %s, where locks may not hold: run one job there once at a time", self.output, kind)
@@ -350,7 +345,7 @@ class Job:
 
     def _unanswered(self, journal: Journal) -> Iterator[Row | None]:
         """Go over the same input as before: what has its answer need not even be looked at."""
-        passing = bytes(state for state in (0, OK, FAILED) if state == OK or self._is_left(state))
+        passing = bytes(state for state in (0, OK, FAILED) if state == OK or is_left(state, self._retry_failed))
         for found in self._reader.unanswered(lambda index: journal.keys(index, passing)):
             if not isinstance(found, int):
                 yield found
@@ -394,12 +389,9 @@ class Job:
 
     def _is_passed(self, state: int) -> bool:
         """Tell whether a row without an answer is none that this run should ask, and count it."""
-        passed = self._is_left(state)
+        passed = is_left(state, self._retry_failed)
         self.passed += passed
         return passed
-
-    def _is_left(self, state: int) -> bool:
-        return self._retry_failed is not None and self._retry_failed != (state == FAILED)
 
     def _settle(self, journal: Journal, outcome: Outcome) -> None:
         """Record an outcome. Misfits (a ConfigError: no key, no such provider) are the whole job's mistake as long as
@@ -519,6 +511,11 @@ class Job:
 async def run_job(engine: Executes, reader: Reader, output: str | Path, **options: object) -> JobResult:
     """Run a Job; see there for the options."""
     return await Job(engine, reader, output, **options).run()  # type: ignore[arg-type]
+
+
+def is_left(state: int, retry_failed: bool | None) -> bool:
+    """Tell whether a row without an answer, with this state in the journal, is none that such a run should ask."""
+    return retry_failed is not None and retry_failed != (state == FAILED)
 
 
 def identify(reader: Reader, base_url: str | None) -> Identity:

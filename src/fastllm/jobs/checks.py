@@ -1,0 +1,77 @@
+"""What can be known before a job begins: whether its files may be written, and whether there is anything to do."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..errors import ConfigError, JobConflictError
+from ..formats.base import Reader, check_model, check_output
+from .manifest import manifest_path, read_manifest
+from .publish import ERRORS, Shape, failures_path
+
+
+def check_job(
+    reader: Reader, output: Path, shape: Shape, *, journal: Path, overwrite: bool, retry_failed: bool | None
+) -> None:
+    """Check everything that can be checked before a request costs money. Raises ConfigError, JobConflictError."""
+    check_output(output, shape.columns, format=shape.format, like=reader)
+    check_places(output, reader.path, journal=journal, overwrite=overwrite)
+    if not overwrite and not journal.exists() and output.exists():
+        raise JobConflictError(
+            f"{output} exists and is of no job that could be resumed (there is no {journal.name}): "
+            "give another output, or write over it with overwrite=True"
+        )
+    check_model(reader)
+    if retry_failed and not journal.exists():
+        raise ConfigError(f"there is no {journal}, and so no rows that failed: run without retry_failed=True")
+
+
+def check_places(
+    output: Path, source: Path | None, *, journal: Path, overwrite: bool, summary: Path | None = None
+) -> None:
+    """Refuse, before anything is sent, an output that cannot or must not be written. Raises ConfigError."""
+    for name in (output, failures_path(output), journal, manifest_path(output)):
+        try:
+            os.lstat(name.with_name(f".{name.name}.partial"))
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as error:  # such as a name that is too long, which must not come out when all is paid for
+            raise ConfigError(f"cannot write {name}: {error.strerror or error}") from None
+    for folder in (output.parent, Path(os.path.realpath(output)).parent):
+        if not folder.is_dir():
+            raise ConfigError(f"the directory of the output does not exist: {folder}")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise ConfigError(f"no permission to write into {folder}, where the output goes")
+    if output.is_dir():
+        raise ConfigError(f"the output {output} is a directory; name a file")
+    if output.name.endswith(ERRORS):
+        raise ConfigError(f"{output} is the name of a file of failures; give another output")
+    places = {
+        "output": output,
+        "failures file": failures_path(output),
+        "journal": journal,
+        "manifest": manifest_path(output),
+    }
+    for what, path in places.items():
+        if source is not None and _is_same(path, source):
+            raise ConfigError(f"the input {source} is also the {what} of this job; give another output")
+        if summary is not None and _is_same(path, summary):
+            raise ConfigError(f"the summary {summary} is also the {what} of this job; give another file")
+    failures = places["failures file"]
+    if not overwrite and failures.exists() and not journal.exists():
+        raise ConfigError(
+            f"{failures} exists and is not of this job, which would replace it: move it away, give another output, "
+            "or write over it with overwrite=True"
+        )
+    if not overwrite and not journal.exists():
+        read_manifest(manifest_path(output))
+    if source is not None and summary is not None and _is_same(source, summary):
+        raise ConfigError(f"the summary {summary} is also the input of this job; give another file")
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    """Tell whether two names are one file, be it there or not."""
+    if one.exists() and other.exists():
+        return one.samefile(other)
+    return os.path.realpath(one) == os.path.realpath(other)
