@@ -418,3 +418,60 @@ def test_what_others_set_of_the_collector_stays() -> None:
     finally:
         gc.unfreeze()
         gc.set_threshold(*before)
+
+
+async def test_no_more_rows_are_asked_than_may_be_lost() -> None:
+    """A row stays ahead until its record is written, though its outcome was taken: asked and not written are never
+    more than the window, and a write, from whatever thread, lets the next ones go."""
+    engine, unwritten = FakeEngine(), 0
+    workers = Workers(engine, rows(20), concurrency=4, window=4, unwritten=lambda: unwritten)
+    taken = written = 0
+    while True:
+        while (outcome := workers.take()) is not None:
+            assert outcome.ok
+            taken += 1
+            unwritten += 1
+        assert engine.calls - written <= 4
+        if workers.finished:
+            break
+        if unwritten:
+            for _ in range(5):
+                await asyncio.sleep(0)  # nobody goes on before they are written
+            assert engine.calls == taken == written + unwritten
+            written, unwritten = taken, 0
+            await asyncio.to_thread(workers.written_from_thread)
+        else:
+            await workers.news()
+    assert taken == 20
+    workers.check()
+    await workers.aclose()
+
+
+async def test_a_record_written_before_anybody_waits_is_noticed() -> None:
+    """Between the look and the wait of a worker, the last record may be written; there is no further write."""
+    looks = iter([4, 0, 0, 0])
+    workers = Workers(FakeEngine(), rows(2), concurrency=4, window=4, unwritten=lambda: next(looks, 0))
+    taken = 0
+    async with asyncio.timeout(5):
+        while not workers.finished:
+            taken += workers.take() is not None
+            if not workers.finished:
+                await asyncio.sleep(0)
+    assert taken == 2
+    await workers.aclose()
+
+
+async def test_what_is_not_recorded_does_not_stop_the_others() -> None:
+    """Outcomes that are taken and never written (held back, or of no request) make room as they are taken."""
+    workers = Workers(FakeEngine(), rows(50), concurrency=2, window=2, unwritten=lambda: 0)
+    taken = 0
+    async with asyncio.timeout(5):
+        while True:
+            if workers.take() is not None:
+                taken += 1
+            elif workers.finished:
+                break
+            else:
+                await workers.news()
+    assert taken == 50
+    await workers.aclose()

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 
 from ..errors import FastLLMError
 
@@ -38,13 +39,21 @@ class Appender:
         self.accepted = 0  # bytes put; `written` of them are with the system
         self.written = 0
         self.synced = 0  # … and of them on the disk
+        self._marked = self._marked_written = 0
         self.failure: JournalError | None = None
+        self.wrote: Callable[[], object] | None = None  # called from the thread after a write, and after a failure
 
-    def put(self, data: bytes) -> None:
+    @property
+    def unwritten(self) -> int:
+        """How many of the marked pieces are not with the system yet; none after a failure, as none will be."""
+        return self._marked - self._marked_written if self.failure is None else 0
+
+    def put(self, data: bytes, *, marked: bool = False) -> None:
         """Append, without waiting. Raises JournalError once anything went wrong."""
         if self.failure is not None:
             raise self.failure
         self._pending.append(data)
+        self._marked += marked
         self.accepted += len(data)
         if not self._rung:
             self._rung = True
@@ -80,9 +89,15 @@ class Appender:
             self.failure = JournalError(
                 f"cannot write {self._name}: {reason}; the job is stopped, run it again to go on"
             )
+            self._tell()
         finally:
             for ticket in self._tickets:
                 ticket.set()
+
+    def _tell(self) -> None:
+        wrote = self.wrote
+        if wrote is not None:
+            wrote()
 
     def _write_until_closed(self) -> None:
         due: float | None = None  # when what was written has to be synced
@@ -116,11 +131,14 @@ class Appender:
                 self._bell.set()
 
     def _write(self) -> None:
+        marked = self._marked  # what is counted is among what is pending
         data = memoryview(b"".join([self._pending.popleft() for _ in range(len(self._pending))]))
         while data:
             done = os.write(self._fd, data)
             self.written += done
             data = data[done:]
+        self._marked_written = marked
+        self._tell()
 
     def __repr__(self) -> str:
         state = "failed" if self.failure else "closed" if self._closing else "open"

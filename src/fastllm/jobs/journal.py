@@ -12,7 +12,7 @@ import fcntl
 import os
 import stat
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -244,13 +244,23 @@ class Journal:
         return self._appender.accepted - self._appender.written
 
     @property
+    def unwritten(self) -> int:
+        """Rows that were asked and whose outcome is not with the system yet: a kill would have them asked again."""
+        return self._appender.unwritten
+
+    def when_written(self, call: Callable[[], object] | None) -> None:
+        """Have something called, in another thread, each time after rows were written, or could not be."""
+        self._appender.wrote = call
+
+    @property
     def failure(self) -> JournalError | None:
         return self._appender.failure
 
     def append(self, index: int, ok: bool, check: int, entry: Entry) -> None:
         """Record a finished row, without waiting for the disk. JournalError once the file cannot be written."""
         key = UNKNOWN if entry.custom_id is None else key_of(entry.custom_id, index)
-        self._put(index, OK if ok else FAILED, check, _pack(entry), key)
+        asked = entry.attempts > 0 and not entry.cached
+        self._put(index, OK if ok else FAILED, check, _pack(entry), key, asked=asked)
 
     @property
     def identity(self) -> Identity:
@@ -265,10 +275,12 @@ class Journal:
         if self.total != total:
             self._put(total, END, 0, b"")
 
-    def _put(self, index: int, state: int, check: int, payload: bytes, key: int = UNKNOWN) -> None:
+    def _put(
+        self, index: int, state: int, check: int, payload: bytes, key: int = UNKNOWN, *, asked: bool = False
+    ) -> None:
         offset = self._end
         frame = self._layout.frame(offset, index, state, check, payload)
-        self._appender.put(frame)
+        self._appender.put(frame, marked=asked)
         self._end = offset + len(frame)
         if state == END:
             self.total = None if index == _OPEN_END else index
@@ -342,7 +354,7 @@ class Journal:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Journal {self.path.name}: {self.ok} ok, {self.failed} failed, {self.backlog} bytes to write>"
+        return f"<Journal {self.path.name}: {self.ok} ok, {self.failed} failed, {self.unwritten} to be written>"
 
 
 def _open_locked(path: Path) -> int:

@@ -303,7 +303,11 @@ class Job:
         pipe = self._reader.pipe
         ahead = Ahead(self._reader, pipe.interrupt) if pipe is not None else None
         rows = self._rows(journal) if ahead is None else self._rows_of(ahead, journal)
-        workers = Workers(self._engine, rows, concurrency=self._concurrency)
+        concurrency = self._concurrency
+        workers = Workers(
+            *(self._engine, rows), concurrency=concurrency, window=concurrency, unwritten=lambda: journal.unwritten
+        )
+        journal.when_written(workers.written_from_thread)
         self._workers = workers
         try:
             while True:
@@ -321,6 +325,7 @@ class Job:
                 raise journal.failure
         finally:
             self._workers = None
+            journal.when_written(None)
             if self._timer is not None:
                 self._timer.cancel()
             try:

@@ -2,14 +2,16 @@
 
 Rules. One worker at a time pulls. A row counts as *ahead* from being pulled until the consumer has taken its outcome;
 no more than `window` rows are ever ahead, so a slow consumer, or in order a slow row, stalls the workers instead of
-filling the memory. Workers are made as rows come, never more than there are rows in work. Whatever ends the input
-(its end, its exception, `stop`), the rows in work are finished and delivered first. `drain` also gives up the rows
-that only wait (for limits, or to try again): they were not sent, or came back without an answer.
+filling the memory. Where outcomes are recorded, a row stays ahead until its record is written: what a kill makes ask
+again is then at most the window. Workers are made as rows come, never more than there are rows in work. Whatever ends
+the input (its end, its exception, `stop`), the rows in work are finished and delivered first. `drain` also gives up the
+rows that only wait (for limits, or to try again): they were not sent, or came back without an answer.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, Protocol
@@ -67,12 +69,20 @@ class Workers:
     """The workers of one run. `take` outcomes, wait for `news`, `stop`, `drain` or `cancel`, then `aclose`."""
 
     def __init__(
-        self, engine: Executes, rows: Rows, *, concurrency: int, ordered: bool = False, window: int | None = None
+        self,
+        engine: Executes,
+        rows: Rows,
+        *,
+        concurrency: int,
+        ordered: bool = False,
+        window: int | None = None,
+        unwritten: Callable[[], int] | None = None,
     ) -> None:
         if concurrency < 1:
             raise ConfigError(f"concurrency must be a whole number of at least 1, not {concurrency!r}")
         self.concurrency = concurrency
         self.window = max(window or concurrency * (ORDERED_WINDOW if ordered else 2), concurrency)
+        self._unwritten = unwritten  # tells how many rows were taken and not recorded yet
         self._execute = engine.execute
         self._stats: Stats | None = getattr(engine, "stats", None)
         self._next: Callable[[], Row | None] | None = None
@@ -114,12 +124,20 @@ class Workers:
         if not self._ready:
             return None
         self._taken += 1
-        if self._idle:
+        if self._idle and self._unwritten is None:
             self._wake()
         return self._ready.popleft()
 
+    def written_from_thread(self) -> None:
+        """Let workers go on that wait for records; may be called from any thread, and is cheap where none do."""
+        if self._idle:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._wake_all)
+
     async def news(self) -> None:
         """Wait until an outcome is ready or all is finished."""
+        if self._idle and not self._is_full():
+            self._wake()
         self._consumer = self._loop.create_future()
         try:
             await self._consumer
@@ -136,8 +154,7 @@ class Workers:
         self._ended = True
         if self._puller is not None:
             self._puller.cancel()
-        while self._idle:
-            self._wake()
+        self._wake_all()
 
     @property
     def in_flight(self) -> int:
@@ -208,12 +225,23 @@ class Workers:
                 waiter.set_result(None)
                 return
 
+    def _wake_all(self) -> None:
+        while self._idle:
+            self._wake()
+
+    def _is_full(self) -> bool:
+        ahead = self._pulled - self._taken
+        return ahead >= self.window or (self._unwritten is not None and ahead + self._unwritten() >= self.window)
+
     async def _work(self) -> None:
         execute, me, pull = self._execute, asyncio.current_task(), self._next
         while not self._ended:
-            if self._puller is not None or self._pulled - self._taken >= self.window:
+            if self._puller is not None or self._is_full():
                 waiter = self._loop.create_future()
                 self._idle.append(waiter)
+                if self._puller is None and not self._is_full():  # written in between, when nobody waited
+                    self._idle.remove(waiter)
+                    continue
                 await waiter
                 continue
             if pull is None:
@@ -230,7 +258,7 @@ class Workers:
                 continue
             turn = self._pulled
             self._pulled = turn + 1
-            if turn + 1 - self._taken < self.window:
+            if not self._is_full():
                 if self._idle:
                     self._wake()
                 elif len(self._tasks) < self.concurrency:
