@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import openai
 import pytest
 
@@ -566,6 +567,48 @@ def test_files_run_from_the_library(client: FastLLM, tmp_path: Path) -> None:
     assert again.nothing_to_do and again.skipped == 2
     with pytest.raises(fastllm.JobConflictError, match="prompt"):
         client.run(tmp_path / "in.csv", tmp_path / "out.jsonl", **{**options, "prompt": "Sing {text}"})
+
+
+def test_files_of_other_shapes_from_the_library(client: FastLLM, tmp_path: Path) -> None:
+    """Columns kept and chosen, formats named; what cannot be is refused by the option's name."""
+    (tmp_path / "in.data").write_text("text,label\none,1\ntwo,2\n")
+    options: dict[str, Any] = {"model": MODEL, "prompt": "Say {text}", "input_format": "csv", "output_format": "csv"}
+    source, output = tmp_path / "in.data", tmp_path / "out.data"
+    done = client.run(source, output, keep=["label"], columns="custom_id,text", failures="rows", **options)
+    assert done.ok == 2
+    lines = output.read_text().splitlines()
+    assert lines[0] == "custom_id,label,text" and lines[2].startswith("row-1,2,") and "Say two" in lines[2]
+    again = client.run(source, output, keep="*", **options)
+    assert again.rewritten and again.nothing_to_do
+    assert output.read_text().splitlines()[0].split(",")[:3] == ["custom_id", "input_text", "label"]
+    for wrong, words in (
+        ({"failures": "both"}, "failures must be 'file' or 'rows', not 'both'"),
+        ({"keep": "lable"}, "keep='lable' is no column of the input; did you mean 'label'?"),
+        ({"output_format": "xlsx"}, "output_format must be one of"),
+    ):
+        with pytest.raises(fastllm.ConfigError) as caught:
+            client.run(source, tmp_path / "no.csv", **{**options, **wrong})
+        assert words in str(caught.value)
+
+
+def test_remote_files_from_the_library(client: FastLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fetched and uploaded; where that fails there is no result, and the next run brings it up."""
+    monkeypatch.chdir(tmp_path)
+    system = fsspec.filesystem("memory")
+    system.pipe("/client/in.txt", b"one\ntwo\n")
+    places = ("memory://client/in.txt", "memory://client/out.jsonl")
+
+    def refuse(*args: Any, **options: Any) -> None:
+        raise OSError("no room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(system), "put_file", refuse)
+        with pytest.raises(fastllm.ConfigError, match=r"no room; every answer is in out\.jsonl"):
+            client.run(*places, model=MODEL)
+    assert len(Path("out.jsonl").read_bytes().splitlines()) == 2
+    assert client.run(*places, model=MODEL).nothing_to_do
+    assert len(system.cat("/client/out.jsonl").splitlines()) == 2
+    system.rm("/client", recursive=True)
 
 
 def test_a_provider_that_does_not_answer_is_told_once(caplog: pytest.LogCaptureFixture) -> None:

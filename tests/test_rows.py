@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import pyarrow as pa
 import pytest
 
 from fastllm.batch import RequestBatch
@@ -79,3 +80,64 @@ def test_a_request_from_a_callable_gets_the_parameters_and_the_system_message_of
     plain = made("a")
     (row,) = mapped(lambda _: plain, ["a"], "", None, {})  # type: ignore[misc]
     assert row.request is not None and row.request.body is plain.body
+
+
+class Frame:
+    """A data frame as far as Arrow knows one; iterated it would give its columns' names."""
+
+    def __init__(self, table: Any) -> None:
+        self._table = table
+
+    def __arrow_c_stream__(self, schema: Any = None) -> Any:
+        return self._table.__arrow_c_stream__(schema)
+
+    def __iter__(self) -> Any:
+        raise AssertionError("a table's rows come by Arrow")
+
+
+PEOPLE = pa.table({"name": ["Ann", None], "age": [3, 4], "tags": [["a", None], None]})
+
+
+def texts(rows: Any) -> list[Any]:
+    return [body(row)["messages"][0]["content"] if row.error is None else row.error.message for row in rows]
+
+
+def test_tables_are_rows_of_a_template_or_of_a_callable() -> None:
+    """A null is one; lists are JSON."""
+    null = "column 'name' is null, so the template cannot be filled"
+    assert texts(mapped("{name} {age}", Frame(PEOPLE), "m", None, {})) == ["Ann 3", null]
+    assert texts(mapped("{tags}", Frame(PEOPLE.slice(0, 1)), "m", None, {})) == ['["a",null]']
+    found = mapped(lambda row: f"{row['name']} is {row['age']}", Frame(PEOPLE), "m", None, {})
+    assert texts(found) == ["Ann is 3", "None is 4"]
+
+
+def test_tables_are_requests() -> None:
+    """A null is no field of a request."""
+    messages = [{"role": "user", "content": "hi", "name": None}]
+    rows = pa.Table.from_pylist(
+        [
+            {"custom_id": "a", "messages": messages, "temperature": 0.5, "prompt": None},
+            {"custom_id": None, "messages": None, "temperature": None, "prompt": "p"},
+        ]
+    )
+    first, second = rows_of(Frame(rows), "m")  # type: ignore[arg-type, misc]
+    assert (first.custom_id, second.custom_id) == ("a", "row-1")
+    assert body(first) == {"messages": [{"role": "user", "content": "hi"}], "temperature": 0.5}
+    assert body(second) == {"model": "m", "messages": [{"role": "user", "content": "p"}]}
+
+
+@pytest.mark.parametrize("batches", [1, 3])
+def test_a_single_column_is_its_values(batches: int) -> None:
+    """A series, as data frames call it; also of dates, and in pieces."""
+    pieces = pa.chunked_array([pa.array(["one", "two"])] * batches)
+    assert texts(mapped("Say {}", Frame(pieces), "m", None, {})) == ["Say one", "Say two"] * batches
+    moments = pa.chunked_array([pa.array([1_000_001_999], type=pa.timestamp("ns"))])
+    assert texts(mapped("{}", Frame(moments), "m", None, {})) == ["1970-01-01T00:00:01.000001"]
+    assert texts(rows_of(Frame(pieces), "m")) == ["one", "two"] * batches  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("library", ["polars", "pandas"])
+def test_a_series_of_each_library_is_its_values(library: str) -> None:
+    frame: Any = pytest.importorskip(library).DataFrame({"name": ["Ann", "Bob"], "age": [3, 4]})
+    assert texts(mapped("{}", frame["name"], "m", None, {})) == ["Ann", "Bob"]
+    assert texts(mapped("{}", frame["age"], "m", None, {})) == ["3", "4"]

@@ -23,8 +23,8 @@ from .errors import ConfigError
 from .formats.base import open_reader
 from .formats.columns import Columns
 from .formats.remote import Places, local_places
-from .jobs.journal import Durability
-from .jobs.publish import Order
+from .jobs.journal import Durability, journal_path
+from .jobs.publish import Order, failures_path
 from .jobs.runner import DEFAULT_CONCURRENCY, Job, JobResult, outcomes
 from .options import UNSET, Limits, Retry, Timeout, UnsetType
 from .params import ChatParams
@@ -302,11 +302,16 @@ class AsyncFastLLM:
         began: Callable[[Job], object] = lambda job: None,
     ) -> JobResult:
         """Run the job; `began` gets it as soon as there is one, to stop it."""
+
+        def is_ours(local: Path) -> bool:
+            return options.get("overwrite", False) or journal_path(local).exists()
+
         with ExitStack() as opened:
-            places = await asyncio.to_thread(opened.enter_context, local_places(source, output))
+            opening = local_places(source, output, is_ours=is_ours)
+            places = await asyncio.to_thread(opened.enter_context, opening)
             result = await self._run_local(places, model, options, began)
             if result.finished:
-                await asyncio.to_thread(places.upload, result.failures, only_if_missing=result.nothing_to_do)
+                await asyncio.to_thread(places.upload, failures_path(places.output))
         return result
 
     async def _run_local(
@@ -335,6 +340,7 @@ class AsyncFastLLM:
                 order=options.get("order", "input"),
                 columns=_columns(options),
                 output_format=options.get("output_format"),
+                origin=places.origin,
             )
             began(job)
             shown = make_progress(

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pyarrow as pa
 import pytest
 from hypothesis import given, strategies as st
+from pyarrow import parquet
 
 from fastllm.answers import Usage
 from fastllm.errors import ConfigError
+from fastllm.formats.base import open_reader, open_writer
 from fastllm.formats.columns import DEFAULT, NAMES, Columns, as_text, cells, parsed
 from fastllm.formats.output import CSVWriter, JSONLWriter
 from fastllm.types import Outcome, Response
@@ -191,3 +194,60 @@ def test_a_table_of_text_gives_back_every_kept_value(row: dict[str, Any]) -> Non
     names = [name for name in row if name != "custom_id"]
     assert len(header) == len(line) == len(DEFAULT) + len(names)
     assert line[1 : 1 + len(names)] == [as_text(row[name]) for name in names]
+
+
+def test_failures_are_rows_of_a_parquet_file(tmp_path: Path) -> None:
+    """With nulls where there is no answer; numbers are numbers."""
+    path = tmp_path / "o.parquet"
+    with path.open("wb") as file:
+        writer = open_writer(file, path, Columns.of("custom_id,text,cost,cached,error_class", failures=True))
+        writer.write(outcome(cost=0.25))
+        writer.write(Outcome(index=1, custom_id="q1"), b"", {"class": "BadRequestError", "message": "no"})
+        writer.close()
+    assert parquet.read_table(path).to_pylist() == [
+        {"custom_id": "r7", "text": "hi", "cost": 0.25, "cached": False, "error_class": None},
+        {"custom_id": "q1", "text": None, "cost": None, "cached": None, "error_class": "BadRequestError"},
+    ]
+
+
+def test_types_that_json_does_not_give_back_are_text(tmp_path: Path) -> None:
+    """Dates, decimals, bytes, dictionaries and half floats stay readable; not a number is null."""
+    source, target = tmp_path / "in.parquet", tmp_path / "o.parquet"
+    columns = {
+        "prompt": pa.array(["p"]),
+        "day": pa.array([1], type=pa.date32()),
+        "blob": pa.array([b"\xff"]),
+        "word": pa.array(["x"]).dictionary_encode(),
+        "nan": pa.array([float("nan")]),
+        "big": pa.array([2**64 - 1], type=pa.uint64()),
+        "small": pa.array([0.1], type=pa.float32()),
+        "half": pa.array([0.5], type=pa.float32()).cast(pa.float16()),
+        "nested": pa.array([[{"a": 1, "b": None}]], type=pa.list_(pa.struct({"a": pa.int8(), "b": pa.string()}))),
+    }
+    parquet.write_table(pa.table(columns), source)
+    with open_reader(source, model="m") as reader, target.open("wb") as file:
+        writer = open_writer(file, target, Columns.of(keep="*"), like=reader)
+        for row in reader:
+            writer.write(outcome(), row.source)
+        writer.close()
+    written = parquet.read_table(target)
+    (row_out,) = written.select(list(columns)).to_pylist()
+    small = row_out.pop("small")
+    assert pa.array([small], type=pa.float32()) == columns["small"]
+    assert row_out == {
+        "prompt": "p",
+        "day": "1970-01-02",
+        "blob": "/w==",
+        "word": "x",
+        "nan": None,
+        "big": 2**64 - 1,
+        "half": "0.5",
+        "nested": [{"a": 1, "b": None}],
+    }
+
+
+def test_columns_that_are_kept_are_no_surprise() -> None:
+    """Of what was not sent only the others are worth a warning."""
+    assert Columns.of(keep="a").unkept({"a": 1, "b": 2}) == {"b": 2}
+    assert Columns.of(keep="*").unkept({"a": 1}) == {}
+    assert Columns().unkept({"a": 1}) == {"a": 1}

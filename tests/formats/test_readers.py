@@ -288,7 +288,7 @@ def test_ids() -> None:
         None,
         "line 2: custom_id 'a' was already used on line 1",
         None,
-        "line 4: custom_id 'row-2' is taken by row 2, which has none",
+        "line 4: custom_id 'row-2' is taken by row 2",
         None,
         "line 6: the row has no custom_id, and 'row-5', which it would get, is taken by line 5",
         None,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from ..formats.remote import is_remote
 from ..jobs.journal import Identity
 
 _PROMPTS = ("--prompt", "--system")  # the journal has them; the manifest, which may be shown around, has not
@@ -26,8 +27,11 @@ class Again(msgspec.Struct, frozen=True, kw_only=True):
 
 def command_to_keep(arguments: Sequence[str]) -> list[str]:
     """Give the arguments of a run without prompts, secrets, its output and what was meant for that one run."""
-    kept, skip = [], False
+    kept, skip, before = [], False, ""
     for word in arguments:
+        if is_remote(word) and (before in _ONCE or not before.startswith("-")):
+            word = word.partition("?")[0]  # the input; what follows may be a signature
+        before = word
         name = word.partition("=")[0]
         if skip or name in _ONCE:
             skip = False

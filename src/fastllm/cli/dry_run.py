@@ -15,6 +15,7 @@ from ..answers import Usage
 from ..build import DEFAULT_VENDOR, known_providers, price_table
 from ..errors import ConfigError, JobConflictError
 from ..formats.base import Reader, open_reader
+from ..formats.remote import Places
 from ..formats.rows import unsent_words
 from ..jobs.checks import check_job
 from ..jobs.frames import FAILED, OK
@@ -128,15 +129,16 @@ def _earlier(journal: Path, reader: Reader, base_url: str | None, again: Again) 
         yield recorded if recorded.counts_for(identify(reader, base_url), force=again.force) else None
 
 
-def show(source: str, output: Path, settings: Settings, again: Again) -> int:
+def show(places: Places, settings: Settings, again: Again) -> int:
     """Print the plan of a run and give its exit status. ConfigError where the run would refuse to begin."""
+    output = places.output
     table = price_table(settings["prices"])
     budget = None if settings["budget"] is None else Budget(settings["budget"])
     settings.limits()
     params = {name: settings[name] for name in ("temperature", "max_tokens") if settings[name] is not None}
     count = Count(table, settings)
     with open_reader(
-        source,
+        places.source,
         model=settings["model"] or "",
         prompt=settings["prompt"],
         system=settings["system"],
@@ -149,9 +151,9 @@ def show(source: str, output: Path, settings: Settings, again: Again) -> int:
         check_job(reader, output, shape, journal=journal, overwrite=again.overwrite, retry_failed=again.retry_failed)
         with _earlier(journal, reader, settings["base_url"], again) as earlier:
             count.read(reader, earlier, again)
-        unsent = reader.unsent
+        unsent = settings.shape().unkept(reader.unsent)
     if unsent:
-        say(f"fastllm: warning: {source}: {NOT_SENT}: {unsent_words(unsent)}")
+        say(f"fastllm: warning: {places.shown}: {NOT_SENT}: {unsent_words(unsent)}")
     for label, text in _lines(count, table, budget, settings):
         click.echo(in_flags(f"{label:<15}{text}"))
     return 0

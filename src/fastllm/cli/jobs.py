@@ -14,6 +14,7 @@ import msgspec
 
 from ..errors import ConfigError
 from ..formats.base import Reader, check_output, open_reader
+from ..formats.remote import local_places
 from ..jobs.catalog import Found, files_of, find_jobs, look, output_of, remove
 from ..jobs.journal import journal_path
 from ..jobs.manifest import Totals, description, manifest_path, read_manifest
@@ -160,8 +161,8 @@ def export(output: Path, target: Path, order: Order, overwrite: bool, **flags: A
         raise ConfigError(f"{target} exists; give another file, or --overwrite")
     with ExitStack() as opened:
         recorded = opened.enter_context(Recorded(journal_path(output)))
-        if shape.columns.keep and (source := _input_of(output, recorded)) is not None:
-            shape.reader = opened.enter_context(source)
+        if shape.columns.keep:
+            shape.reader = _input_of(output, recorded, opened)
         check_output(target, shape.columns, format=shape.format, like=shape.reader)
         write_answers(recorded, recorded.rows, target, shape=shape)
     say(f"{recorded.ok:,} answers in {target}; {recorded.failed:,} rows failed")
@@ -169,12 +170,14 @@ def export(output: Path, target: Path, order: Order, overwrite: bool, **flags: A
         say(f"fastllm: warning: {shape.without_source:,} rows {NOT_THERE}")
 
 
-def _input_of(output: Path, recorded: Recorded) -> Reader | None:
+def _input_of(output: Path, recorded: Recorded, opened: ExitStack) -> Reader | None:
     """Open the input of a job once more, for its columns; None where it was a stream: the journal has its rows."""
     manifest, job = read_manifest(manifest_path(output)), recorded.identity
     if manifest is None or manifest.input is None or job is None:
         return None
-    return open_reader(manifest.input, format=manifest.input_format, prompt=job.prompt, system=job.system)
+    source = opened.enter_context(local_places(manifest.input, output)).source
+    reader = open_reader(source, format=manifest.input_format, prompt=job.prompt, system=job.system)
+    return opened.enter_context(reader)
 
 
 @command.command()

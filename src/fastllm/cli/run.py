@@ -24,7 +24,7 @@ from ..formats.rows import unsent_words
 from ..formats.template import Template
 from ..jobs.checks import check_places
 from ..jobs.journal import journal_path
-from ..jobs.publish import NOT_THERE
+from ..jobs.publish import NOT_THERE, failures_path
 from ..jobs.runner import DEFAULT_CONCURRENCY, Job, JobResult, JournalError
 from ..progress import Kind, Summary, make_progress, show_summary, summary, with_unseen
 from ..settings import Settings
@@ -123,14 +123,18 @@ def command(
     settings = settings_of(flags)
     check_model(settings)
     again = Again(overwrite=overwrite, force=force, retry_failed=retry_failed)
-    with local_places(source, output) as places:
+
+    def is_ours(local: Path) -> bool:
+        return overwrite or journal_path(local).exists()
+
+    with local_places(source, output, is_ours=is_ours) as places:
         if dry_run:
-            return dry.show(places.source, places.output, settings, again)
+            return dry.show(places, settings, again)
         logging.basicConfig(handlers=[Saying()], level=logging.WARNING)
-        return _done(source, places, settings, again)
+        return _done(places, settings, again)
 
 
-def _done(source: str, places: Places, settings: Settings, again: Again) -> int:
+def _done(places: Places, settings: Settings, again: Again) -> int:
     """Run the job and give its exit status."""
     model, target = settings["model"] or "", places.output
     # A missing key or an unknown provider ends the run before there is a job. Only where a local model would have to
@@ -161,16 +165,18 @@ def _done(source: str, places: Places, settings: Settings, again: Again) -> int:
         )
         try:
             with local_hint(settings):
-                result, found, status = loop.run(
-                    _run(source, reader, target, options, settings, again=again, at_once=at_once)
-                )
+                result, found, status = loop.run(_run(places, reader, options, settings, again=again, at_once=at_once))
         except JournalError as error:
             raise click.ClickException(str(error)) from None
-    if result.finished:
-        places.upload(result.failures, only_if_missing=result.nothing_to_do)
+    unsaved = _uploaded(places) if result.finished else None
     if not result.nothing_to_do and settings["progress"] != "none":
         show_summary(found)
     _tell(result, bad=status == 2)
+    if unsaved is not None:
+        say(f"fastllm: error: {unsaved}")
+        status = status or 2
+    elif result.finished and places.url is not None:
+        say(f"uploaded to {places.target}")
     if summary_file is not None:
         try:
             summary_file.write_bytes(found.to_json())
@@ -180,10 +186,18 @@ def _done(source: str, places: Places, settings: Settings, again: Again) -> int:
     return status
 
 
+def _uploaded(places: Places) -> ConfigError | None:
+    """Bring the output to where it belongs; give what stood in the way."""
+    try:
+        places.upload(failures_path(places.output))
+    except ConfigError as error:
+        return error
+    return None
+
+
 async def _run(
-    source: str,
+    places: Places,
     reader: Reader,
-    output: Path,
     options: EngineOptions,
     settings: Settings,
     *,
@@ -197,7 +211,7 @@ async def _run(
         job = Job(
             engine,
             reader,
-            output,
+            places.output,
             overwrite=again.overwrite,
             force=again.force,
             retry_failed=again.retry_failed,
@@ -206,6 +220,7 @@ async def _run(
             order=settings["order"],
             columns=settings.shape(),
             output_format=settings["output_format"],
+            origin=places.origin,
             command=command_to_keep(sys.argv[1:]),
             concurrency=min(engine.concurrency or DEFAULT_CONCURRENCY, settings["concurrency"] or DEFAULT_CONCURRENCY),
             grace=GRACE,
@@ -216,11 +231,11 @@ async def _run(
             say("fastllm: warning: --prompt names no column, such as {prompt}: every row asks the same")
         result, found = await _watched(engine, job, settings["progress"])
         for complaint in job.complaints:
-            say(f"fastllm: error: {source}: {complaint}")
+            say(f"fastllm: error: {places.shown}: {complaint}")
         if job.bad > len(job.complaints):
-            say(f"fastllm: error: {source}: and {job.bad - len(job.complaints):,} more such rows")
-        if reader.unsent:
-            say(f"fastllm: warning: {source}: {dry.NOT_SENT}: {unsent_words(reader.unsent)}")
+            say(f"fastllm: error: {places.shown}: and {job.bad - len(job.complaints):,} more such rows")
+        if unsent := settings.shape().unkept(reader.unsent):
+            say(f"fastllm: warning: {places.shown}: {dry.NOT_SENT}: {unsent_words(unsent)}")
         return result, found, interrupts.status if result.interrupted else _status(job, result)
     finally:
         await engine.aclose()
@@ -313,6 +328,8 @@ def _tell(result: JobResult, *, bad: bool) -> None:
         say(f"  and {len(result.reasons) - REASONS} more kinds of failures")
     if result.nothing_to_do and result.failed:
         say(f"{result.output} has all there is: {result.ok:,} answers; {result.failed:,} rows failed, and stay so")
+    elif result.rewritten:
+        say(f"{result.output} is written anew from the {result.total:,} answers that there were; nothing was asked")
     elif result.nothing_to_do:
         say(f"{result.output} has all {result.total:,} answers already; --overwrite asks again")
     elif result.stopped is not None:

@@ -1,1 +1,1 @@
-"""Files of rows: what goes in (JSONL, CSV) and what comes out; see docs/design.md."""
+"""Files of rows: what goes in and what comes out, in which format and from where; see docs/formats.md."""

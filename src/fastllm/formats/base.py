@@ -124,6 +124,8 @@ def open_writer(
     """Make the Writer that the suffix of `name` asks for, or the `format` that is named, on an open file. `like` is the
     input whose columns may be kept. ConfigError for an unknown suffix, or columns that it cannot have."""
     kind = _named(format, WRITTEN) or _kind(name, WRITTEN)
+    if kind in _WHOLE and suffixes(name)[1]:
+        raise ConfigError(f"{name}: {kind} is compressed inside; leave the {suffixes(name)[1]} away")
     header = None if like is None else like.header
     if kind in _DELIMITERS:
         return CSVWriter(file, name, _DELIMITERS[kind], columns, header)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import msgspec
@@ -101,7 +101,7 @@ class Columns(msgspec.Struct, frozen=True, kw_only=True):
         if ALL in kept:
             if header is None:
                 raise ConfigError(
-                    "keep='*' in a table needs an input with named columns (CSV, Parquet, Arrow); name them: keep=a,b"
+                    "keep='*' in a table needs an input with named columns (CSV, Parquet, Arrow); name them: keep='a,b'"
                 )
             kept = tuple(header)
         names = self.names or (*DEFAULT, *(("error_class", "error") if self.failures else ()))
@@ -116,6 +116,10 @@ class Columns(msgspec.Struct, frozen=True, kw_only=True):
         at = 1 if names[:1] == ("custom_id",) else 0
         kept_columns = [column for column in extra if column.of_row]
         return [*found[:at], *kept_columns, *found[at:], *(column for column in extra if not column.of_row)]
+
+    def unkept(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """Leave out of names those that are kept: whoever keeps a column knows that it is there."""
+        return {} if ALL in self.keep else {name: count for name, count in counts.items() if name not in self.keep}
 
     def kept(self, source: bytes) -> dict[str, Any]:
         """Give the kept columns of a row; those that it does not have are left out."""

@@ -151,6 +151,8 @@ class TableReader:
 class TableWriter:
     """One row an answer, in Parquet with Zstandard, or in an Arrow file."""
 
+    _finishing: Any = ()  # the class of a writer that would finish its file when it is collected
+
     def __init__(
         self,
         file: BinaryIO,
@@ -169,6 +171,7 @@ class TableWriter:
         if format == PARQUET:
             from pyarrow import parquet
 
+            self._finishing = parquet.ParquetWriter
             self._writer = parquet.ParquetWriter(file, self._schema, compression="zstd")
         else:
             self._writer = pa.ipc.new_file(file, self._schema)
@@ -205,6 +208,11 @@ class TableWriter:
             self._flush()
         self._writer.close()
 
+    def __del__(self) -> None:
+        # A file that is given up may be closed by now; pyarrow's own end would complain of that.
+        if isinstance(writer := getattr(self, "_writer", None), self._finishing):
+            writer.is_open = False
+
 
 def rows_of_batch(batch: Any) -> Iterator[dict[str, Any]]:
     """Give the rows of a RecordBatch as mappings; nulls within their values are left out."""
@@ -218,17 +226,25 @@ def rows_of_batch(batch: Any) -> Iterator[dict[str, Any]]:
         yield {name: _without_nulls(value) for name, value in row.items()}
 
 
-def rows_of_stream(table: Any) -> Iterator[dict[str, Any]]:
-    """Give the rows of anything that has `__arrow_c_stream__`, a batch at a time: a data frame, a table, a relation."""
+def rows_of_stream(table: Any) -> Iterator[Any]:
+    """Give the rows of anything that has `__arrow_c_stream__`, a batch at a time: a data frame, a table, a relation; of
+    a single column (a series) its values."""
     pa = arrow()
-    for batch in pa.RecordBatchReader.from_stream(table):
+    try:
+        batches = pa.RecordBatchReader.from_stream(table)
+    except pa.ArrowInvalid:  # a single column
+        for chunk in pa.chunked_array(table).chunks:
+            for row in rows_of_batch(pa.record_batch([chunk], names=[""])):
+                yield row[""]
+        return
+    for batch in batches:
         for at in range(0, batch.num_rows, _BATCH):
             yield from rows_of_batch(batch.slice(at, _BATCH))
 
 
-def without_nulls(row: dict[str, Any]) -> dict[str, Any]:
-    """Give the columns that have a value."""
-    return {name: value for name, value in row.items() if value is not None}
+def without_nulls(row: Any) -> Any:
+    """Give the columns that have a value; of a row that is a value itself that."""
+    return {name: value for name, value in row.items() if value is not None} if isinstance(row, dict) else row
 
 
 def _coarse(pa: Any, type_: Any) -> Any:
@@ -258,7 +274,8 @@ def _is_plain(pa: Any, type_: Any) -> bool:
     if types.is_list(type_) or types.is_large_list(type_):
         return _is_plain(pa, type_.value_type)
     texts = types.is_string(type_) or types.is_large_string(type_) or types.is_null(type_)
-    return bool(texts or types.is_integer(type_) or types.is_floating(type_) or types.is_boolean(type_))
+    numbers = types.is_integer(type_) or types.is_float32(type_) or types.is_float64(type_)
+    return bool(texts or numbers or types.is_boolean(type_))
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,14 +1,15 @@
 """Remote files by fsspec: `s3://…`, `gs://…`, `https://…`, `memory://…`; only whole files cross the network.
 
 An input is copied into a temporary directory first. An output is made in the current directory, with its journal beside
-it, and then uploaded; it counts as there when that is done.
+it, and then uploaded, after its file of failures; what is there of another job is not written over unless told so.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,31 +19,45 @@ import msgspec
 from ..errors import ConfigError, MissingExtra
 from ..types import _without_secrets
 
+_QUERY = re.compile(r"""(?<=://)([^\s'"?@]*@)?([^\s'"?]*)\?[^\s'"]*""")
+_READ_ONLY = ("http", "https")
+
 
 class Places(msgspec.Struct, frozen=True):
-    """Where the input and the output of a job lie on this machine; `url` is where the output goes from there."""
+    """Where the input and the output of a job lie on this machine. `origin` is where the input came from, without
+    secrets, None where it is a file; `url` where the output goes from there."""
 
     source: str
     output: Path
+    origin: str | None = None
     url: str | None = None
 
-    def upload(self, failures: Path | None, *, only_if_missing: bool = False) -> None:
-        """Bring the output to its place, and the file of failures. ConfigError where it cannot be."""
+    @property
+    def shown(self) -> str:
+        """What the input is called in messages."""
+        return self.origin or self.source
+
+    @property
+    def target(self) -> str:
+        """What the output is called in messages."""
+        return str(self.output) if self.url is None else _without_secrets(self.url)
+
+    def upload(self, failures: Path) -> None:
+        """Bring the output to its place, and the file of failures if there is one. ConfigError where it cannot be."""
         if self.url is None:
             return
         system, path = _system(self.url)
-        files = [(self.output, path)]
-        if failures is not None:
-            files.insert(0, (failures, f"{path.rpartition('/')[0]}/{failures.name}"))
-        shown = _without_secrets(self.url)
+        beside = _beside(path, failures.name)
         try:
-            for local, remote in files:
-                if not (only_if_missing and system.exists(remote) and system.size(remote) == local.stat().st_size):
-                    system.put_file(str(local), remote)
+            if failures.exists():
+                system.put_file(str(failures), beside)
+            elif system.exists(beside):  # of an earlier run, whose failures have their answers now
+                system.rm_file(beside)
+            system.put_file(str(self.output), path)
         except Exception as error:  # each file system has its own
             raise ConfigError(
-                f"cannot write {shown}: {_words(error, self.url)}; every answer is in {self.output}, "
-                "run the job again to upload"
+                f"cannot write {self.target}: {_words(error)}; every answer is in {self.output}: run the job again, "
+                "which asks nothing any more, to upload it"
             ) from None
 
 
@@ -53,31 +68,63 @@ def is_remote(name: str | Path) -> bool:
 
 
 @contextmanager
-def local_places(source: str | os.PathLike[str], output: str | os.PathLike[str]) -> Iterator[Places]:
+def local_places(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    is_ours: Callable[[Path], bool] = lambda local: True,
+) -> Iterator[Places]:
     """Give names of local files for both; a copy of a remote input lasts as long as this. ConfigError where there is
-    none, MissingExtra where a package is not installed."""
+    none, or where a remote output is there already and `is_ours` says of its local file that it may not be replaced;
+    MissingExtra where a package is not installed."""
     read, written = os.fspath(source), os.fspath(output)
+    origin = _without_secrets(read) if is_remote(read) else None
+    url = written if is_remote(written) else None
+    local = Path(written)
+    if url is not None:
+        local = _checked(url, is_ours)
     with ExitStack() as opened:
-        if is_remote(written):
-            _system(written)
-            name = _without_secrets(written).rpartition("/")[2]
-            if not name:
-                raise ConfigError(f"the output {_without_secrets(written)} must end with a file's name")
-        if is_remote(read):
+        if origin is not None:
             folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="fastllm-input-"))
             read = str(_fetched(read, Path(folder)))
-        yield Places(read, Path(name) if is_remote(written) else Path(written), written if is_remote(written) else None)
+        yield Places(read, local, origin, url)
+
+
+def _checked(url: str, is_ours: Callable[[Path], bool]) -> Path:
+    """Give the local name of a remote output, before anything is paid for."""
+    shown = _without_secrets(url)
+    if url.partition("://")[0] in _READ_ONLY:
+        raise ConfigError(f"the output {shown} cannot be written over HTTP; give a file, or a place such as s3://…")
+    system, path = _system(url)
+    name = shown.rpartition("/")[2]
+    if not name:
+        raise ConfigError(f"the output {shown} must end with a file's name")
+    if is_ours(Path(name)):
+        return Path(name)
+    try:
+        exists = system.exists(path)
+    except Exception as error:  # each file system has its own
+        raise ConfigError(f"cannot look for {shown}: {_words(error)}") from None
+    if exists:
+        raise ConfigError(
+            f"{shown} exists and is of no job in this directory: give another output, or write over it with "
+            "overwrite=True"
+        )
+    return Path(name)
 
 
 def _fetched(url: str, folder: Path) -> Path:
+    shown = _without_secrets(url)
     system, path = _system(url)
-    target = folder / (path.rstrip("/").rpartition("/")[2].partition("?")[0] or "input")
+    target = folder / (shown.rpartition("/")[2] or "input")
     try:
         system.get_file(path, str(target))
     except FileNotFoundError:
-        raise ConfigError(f"cannot read {_without_secrets(url)}: there is no such file") from None
+        raise ConfigError(f"cannot read {shown}: there is no such file") from None
     except Exception as error:  # each file system has its own
-        raise ConfigError(f"cannot read {_without_secrets(url)}: {_words(error, url)}") from None
+        raise ConfigError(f"cannot read {shown}: {_words(error)}") from None
+    if not target.is_file():
+        raise ConfigError(f"cannot read {shown}: it is no file")
     return target
 
 
@@ -92,10 +139,16 @@ def _system(url: str) -> tuple[Any, str]:
     except ImportError as error:
         raise MissingExtra(f"{url.partition('://')[0]}:// needs a package: {error}") from None
     except ValueError as error:
-        raise ConfigError(f"cannot open {_without_secrets(url)}: {_words(error, url)}") from None
+        raise ConfigError(f"cannot open {_without_secrets(url)}: {_words(error)}") from None
     return system, path
 
 
-def _words(error: Exception, url: str) -> str:
-    text = str(error).replace(url, _without_secrets(url)).partition("\n")[0]
+def _beside(path: str, name: str) -> str:
+    folder, slash, _ = path.rpartition("/")
+    return f"{folder}{slash}{name}"
+
+
+def _words(error: Exception) -> str:
+    """Say what an error says, in one line and without the queries of URLs, which may be signatures."""
+    text = _QUERY.sub(r"\2", str(error).partition("\n")[0])
     return f"{type(error).__name__}: {text}"

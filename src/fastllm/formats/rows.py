@@ -305,8 +305,10 @@ class Intake:
             if given != f"row-{place}":
                 place = -1
             if 0 <= place < 8 * len(self._derived) and self._derived[place >> 3] >> (place & 7) & 1:
-                text = f"custom_id {given!r} is taken by row {place}, which has none"
+                text = f"custom_id {given!r} is taken by row {place}"
                 raise InvalidRequestError(text, code=DUPLICATE, sent=False)
+            if place == index:  # the id that it would get: passed over later, it is known by nothing else
+                self._note(MADE_UP, index, line)
         if first := self._seen.add(own_key(given), line):
             text = f"custom_id {given!r} was already used on line {first}"
             raise InvalidRequestError(text, code=DUPLICATE, sent=False)

@@ -156,6 +156,7 @@ class Ledger:
         identity: Identity,
         command: Sequence[str] = (),
         *,
+        origin: str | None = None,
         input_format: str | None = None,
         shape: Mapping[str, Any] | None = None,
     ) -> None:
@@ -165,7 +166,7 @@ class Ledger:
         self.totals = Totals()
         self._manifest = Manifest(
             job=description(identity),
-            input=None if source is None else str(source.absolute()),
+            input=origin or (None if source is None else str(source.absolute())),
             input_format=input_format,
             output=output.name,
             command=list(command),
@@ -179,9 +180,10 @@ class Ledger:
 
     @property
     def is_told(self) -> bool:
-        """Tell whether the file says of the job that it is done: a run may be killed before it could."""
+        """Tell whether the file says of the job that it is done, and its output is as it should look now: a run may be
+        killed before it could, and an earlier one may have been told to write another shape."""
         before = self._before()
-        return before is not None and before.state == "finished"
+        return before is not None and before.state == "finished" and before.shape == self._manifest.shape
 
     def begin(self, *, anew: bool) -> None:
         """Write that a run began, after the earlier ones of this job; `anew`: there are none."""
@@ -192,11 +194,6 @@ class Ledger:
             self._manifest.command = self._manifest.command or before.command
             self._manifest.directory = self._manifest.directory or before.directory
         self._write()
-
-    def would_change(self) -> bool:
-        """Tell whether an earlier run wrote the same answers in another shape."""
-        before = self._before()
-        return before is not None and bool(before.shape) and before.shape != self._manifest.shape
 
     def _before(self) -> Manifest | None:
         try:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
-from zlib import crc32
+from typing import Any, Literal, Protocol
 
 import msgspec
 
 from ..answers import TokenDetails, Usage
-from ..formats.base import Reader, open_writer, reopened
+from ..formats.base import Reader, open_writer
 from ..formats.columns import Columns
 from ..formats.output import failure_line
-from ..types import Outcome, Response, Row
+from ..types import Outcome, Response
 from .frames import FAILED, OK
-from .journal import Entry, Journal, JournalError
-from .manifest import Ledger, Totals
+from .journal import Entry, Journal
+from .manifest import Totals
 from .replacing import replacing
+from .sources import Sources
 
 Order = Literal["input", "finished"]
 ORDERS: tuple[Order, ...] = ("input", "finished")
@@ -58,36 +57,6 @@ class Shape(msgspec.Struct):
     def described(self) -> dict[str, Any]:
         """Say what makes another output of the same answers."""
         return {"order": self.order, "format": self.format, **msgspec.to_builtins(self.columns)}
-
-
-class Sources:
-    """The rows of a file once more, in their order, as long as they are those that were answered."""
-
-    def __init__(self, reader: Reader | None) -> None:
-        can = reader is not None and reader.path is not None and reader.pipe is None
-        self._reader = reopened(reader) if can and reader is not None else None
-        self._rows = iter(self._reader or ())
-        self._last: Row | None = None
-        self.missing = 0
-
-    def of(self, index: int, check: int) -> bytes:
-        """Give a row's source, b"" where it cannot be had; rows are asked for in their order."""
-        row = self._last
-        while row is None or row.index < index:
-            row = self._last = next(self._rows, None)
-            if row is None:
-                break
-        if row is None or row.index != index or crc32(row.source) != check:
-            self.missing += 1
-            return b""
-        return row.source
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._reader is not None:
-            self._reader.close()
 
 
 class GivenUpError(Exception):
@@ -136,26 +105,16 @@ def write_answers(
     shape = shape or Shape()
     columns, reader = shape.columns, shape.reader
     states = (OK, FAILED) if columns.failures else (OK,)
-    with replacing(output) as file, Sources(reader if columns.keep else None) as sources:
+    kept = reader if columns.keep else None
+    with replacing(output) as file, Sources(kept, in_order=shape.order == "input", folder=output.parent) as sources:
         writer = open_writer(file, output, columns, format=shape.format, like=reader)
         for index, entry in entries(journal, total, *states, order=shape.order, given_up=given_up):
             if totals is not None and entry.error is None:
                 totals.add(entry)
-            source = entry.source or (sources.of(index, journal.check(index)) if columns.keep else b"")
+            source = sources.of(index, journal.check(index), entry.source) if columns.keep else b""
             writer.write(outcome_of(index, entry), source, entry.error)
         writer.close()
         shape.without_source = sources.missing
-
-
-def catch_up(journal: Journal, total: int, ledger: Ledger) -> None:
-    """Begin the manifest of a job that is done, where the run that did it was killed before it could tell of that."""
-    if ledger.is_told:
-        return
-    with contextlib.suppress(JournalError):  # it is damaged, and there is nothing to say of the whole
-        for state in (OK, FAILED):
-            for _, entry in entries(journal, total, state):
-                ledger.totals.add(entry)
-        ledger.begin(anew=False)
 
 
 def entries(

@@ -15,7 +15,8 @@ class JobResult(msgspec.Struct, frozen=True, kw_only=True):
     is set, `output` is whole, and `failures` is the file of the rows that failed (None: none did); `reasons` has the
     first message of each class of this run's failures, and `may_pass` tells whether some may succeed when they are
     tried again. `damaged` places of the journal were skipped and their rows run again. Of
-    `without_source` rows no column could be kept: the input has them no more.
+    `without_source` rows no column could be kept: the input has them no more. `rewritten`: every row had its answer,
+    and the output was made anew, such as in another shape.
     """
 
     total: int | None = None
@@ -34,6 +35,7 @@ class JobResult(msgspec.Struct, frozen=True, kw_only=True):
     journal: Path
     damaged: int = 0
     without_source: int = 0
+    rewritten: bool = False
     elapsed: float = 0.0
 
     @property

@@ -28,7 +28,7 @@ from .frames import FAILED, OK
 from .journal import Durability, Entry, Identity, Journal, JournalError, journal_path
 from .manifest import Ledger
 from .mounts import shared_filesystem
-from .publish import ORDERS, GivenUpError, Order, Shape, catch_up, failures_path, publish
+from .publish import ORDERS, GivenUpError, Order, Shape, failures_path, publish
 from .result import JobResult
 from .workers import Executes, Workers, outcomes
 
@@ -52,7 +52,7 @@ class Job:
 
     `retry_failed`: None asks what failed and what is missing, False only what is missing, True only what failed.
     `force` goes on where input or parameters changed, and keeps the answers as they are. `order` is that of the output,
-    `columns` say what it holds.
+    `columns` say what it holds. `origin` is where the input was copied from, if it was.
     `command`, without prompts, is what to call for another run; it goes into the manifest.
     """
 
@@ -73,6 +73,7 @@ class Job:
         order: Order = "input",
         columns: Columns = PLAIN,
         output_format: str | None = None,
+        origin: str | None = None,
         command: Sequence[str] = (),
     ) -> None:
         if order not in ORDERS:
@@ -93,11 +94,10 @@ class Job:
         self._concurrency = concurrency or min(engine.concurrency or DEFAULT_CONCURRENCY, DEFAULT_CONCURRENCY)
         self._grace = grace
         self._fatal_after = fatal_after
-        self._retry_failed = retry_failed
-        self._force = force
+        self._retry_failed, self._force = retry_failed, force
         self._shape = Shape(columns=columns, format=output_format, order=order, reader=reader)
-        self._keeps_source = columns.keeps and (reader.path is None or reader.pipe is not None or order != "input")
-        self._command = command
+        self._keeps_source = columns.keeps and (reader.path is None or reader.pipe is not None)
+        self._command, self._origin = command, origin
         self._ledger: Ledger | None = None
         self.passed = self.changed = 0  # rows not to be asked now (see retry_failed); rows changed, but kept by force
         self._began = 0.0
@@ -164,7 +164,6 @@ class Job:
                 self.skipped, self.passed = journal.ok, journal.failed
                 self._read = self.skipped + self.passed
                 self._all_read = True
-                await asyncio.to_thread(catch_up, journal, self._read, ledger)
                 result = self._result(journal.total, None)
                 return result
             await asyncio.to_thread(ledger.begin, anew=self._overwrite)
@@ -184,7 +183,8 @@ class Job:
         journal.finish(self._read)
         await asyncio.to_thread(journal.sync)
         try:
-            return self._result(self._read, await self._published(journal))
+            result = self._result(self._read, await self._published(journal))
+            return msgspec.structs.replace(result, rewritten=result.nothing_to_do)
         except GivenUpError:
             return self._result(None, None)
 
@@ -245,6 +245,7 @@ class Job:
         try:
             self._ledger = Ledger(
                 *(self.output, self._reader.path, identity, self._command),
+                origin=self._origin,
                 input_format=self._reader.format[1:],
                 shape=self._shape.described(),
             )
@@ -288,7 +289,7 @@ class Job:
         known = self._reader.path is not None and self._reader.pipe is None
         if not known or journal.total is None or not self.output.exists():
             return False
-        if self._ledger is not None and self._ledger.would_change():
+        if self._ledger is None or not self._ledger.is_told:  # the output may be another's, or of another shape
             return False
         if self._retry_failed is False and failures_path(self.output).exists():
             return journal.ok + journal.failed == journal.total
