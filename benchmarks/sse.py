@@ -1,6 +1,8 @@
 """The event decoder: MB a CPU second for usual streams, and the time that an awkward MiB takes.
 
     python benchmarks/sse.py [--megabytes 200]
+
+Usual events are chunks of a chat answer, in the sizes in which sockets give them.
 """
 
 from __future__ import annotations
