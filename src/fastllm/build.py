@@ -35,7 +35,10 @@ from .transport.descriptors import connection_limit
 from .types import Headers, Target, _without_secrets
 
 # Name -> "module:Class". Third parties add theirs through the entry points `fastllm.providers` and `fastllm.stores`.
-DIALECTS = {"openai": "fastllm.providers.openai:OpenAIProvider"}
+DIALECTS = {
+    "openai": "fastllm.providers.openai:OpenAIProvider",
+    "anthropic": "fastllm.providers.anthropic:AnthropicProvider",
+}
 CACHES = {"memory": "fastllm.cache.memory:InMemoryCache", "disk": "fastllm.cache.disk:DiskCache"}
 TRANSPORT = "fastllm.transport.http:HTTPTransport"
 LOCAL = "local"

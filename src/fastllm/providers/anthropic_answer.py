@@ -1,0 +1,176 @@
+"""Answers between Anthropic's Messages and OpenAI's chat completions, in both directions; as plain values.
+
+Text becomes `content`, thinking `reasoning_content`, tool uses `tool_calls`. Where that is not all that was said
+(signatures, citations, blocks of server tools) the blocks themselves stand beside it as `content_blocks`, and go back
+as they came when the message is part of the next request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+_REASONS = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "tool_use": "tool_calls",
+    "refusal": "content_filter",
+}
+_REASONS_BACK = {
+    "stop": "end_turn",
+    "length": "max_tokens",
+    "tool_calls": "tool_use",
+    "function_call": "tool_use",
+    "content_filter": "refusal",
+}
+_COUNTS = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens", "output_tokens")
+_encode = msgspec.json.encode
+_decode = msgspec.json.decode
+
+
+def finish_reason(stop_reason: Any) -> str | None:
+    """Give chat's word for a stop reason; one that is not known stays as it is."""
+    return _REASONS.get(stop_reason, stop_reason) if isinstance(stop_reason, str) else None
+
+
+def usage_of(usage: Any) -> dict[str, Any] | None:
+    """Give chat's counts: the prompt with what was read from and written to the cache, which Anthropic counts apart."""
+    if not isinstance(usage, Mapping):
+        return None
+    fresh, read, written, output = (_count(usage.get(name)) for name in _COUNTS)
+    prompt = fresh + read + written
+    out: dict[str, Any] = {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
+    if read or written:
+        out["prompt_tokens_details"] = {"cached_tokens": read, "cache_write_tokens": written}
+    return out
+
+
+def usage_back(usage: Mapping[str, Any]) -> dict[str, int]:
+    """Give Anthropic's counts."""
+    details = usage.get("prompt_tokens_details") or {}
+    read, written = _count(details.get("cached_tokens")), _count(details.get("cache_write_tokens"))
+    return {
+        "input_tokens": max(0, _count(usage.get("prompt_tokens")) - read - written),
+        "cache_creation_input_tokens": written,
+        "cache_read_input_tokens": read,
+        "output_tokens": _count(usage.get("completion_tokens")),
+    }
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
+def to_completion(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the chat completion that a message is."""
+    out: dict[str, Any] = {
+        "id": message.get("id"),
+        "object": "chat.completion",
+        "created": 0,  # Anthropic does not tell
+        "model": message.get("model"),
+        "choices": [
+            {
+                "index": 0,
+                "message": _said(message.get("content")),
+                "logprobs": None,
+                "finish_reason": finish_reason(message.get("stop_reason")),
+            }
+        ],
+    }
+    usage = usage_of(message.get("usage"))
+    if usage is not None:
+        out["usage"] = usage
+    if message.get("stop_sequence") is not None:
+        out["choices"][0]["stop_sequence"] = message["stop_sequence"]
+    return out
+
+
+def _said(content: Any) -> dict[str, Any]:
+    blocks = [block for block in content if isinstance(block, dict)] if isinstance(content, list) else []
+    texts = [str(block.get("text") or "") for block in blocks if block.get("type") == "text"]
+    thoughts = [str(block.get("thinking") or "") for block in blocks if block.get("type") == "thinking"]
+    calls = [_call(block) for block in blocks if block.get("type") == "tool_use"]
+    out: dict[str, Any] = {"role": "assistant", "content": "".join(texts) if texts else None, "refusal": None}
+    if not texts and not calls:
+        out["content"] = ""
+    if thoughts:
+        out["reasoning_content"] = "".join(thoughts)
+    if calls:
+        out["tool_calls"] = calls
+    if any(not _is_plain(block) for block in blocks):
+        out["content_blocks"] = blocks
+    return out
+
+
+def _is_plain(block: Mapping[str, Any]) -> bool:
+    """Tell whether the fields of a chat message say all that a block says."""
+    kind = block.get("type")
+    if kind == "text":
+        return not block.get("citations")
+    return kind == "tool_use"
+
+
+def _call(block: Mapping[str, Any]) -> dict[str, Any]:
+    cut_off = block.get("partial_json")  # of a stream that ended within them
+    arguments = cut_off or _encode(block.get("input") if block.get("input") is not None else {}).decode()
+    return {
+        "id": block.get("id"),
+        "type": "function",
+        "function": {"name": block.get("name"), "arguments": arguments},
+    }
+
+
+def to_message(completion: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the message that a chat completion is: its first choice."""
+    choices = completion.get("choices") or [{}]
+    choice = choices[0]
+    stop = choice.get("finish_reason")
+    sequence = choice.get("stop_sequence")
+    return {
+        "id": completion.get("id"),
+        "type": "message",
+        "role": "assistant",
+        "model": completion.get("model"),
+        "content": blocks_of(choice.get("message") or {}),
+        "stop_reason": "stop_sequence" if sequence is not None else _REASONS_BACK.get(stop, stop),
+        "stop_sequence": sequence,
+        "usage": usage_back(completion.get("usage") or {}),
+    }
+
+
+def blocks_of(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Give the content blocks of an assistant's message."""
+    kept = message.get("content_blocks")
+    if isinstance(kept, list):
+        return kept
+    blocks: list[dict[str, Any]] = []
+    thought = message.get("reasoning_content") or message.get("reasoning")
+    if thought:
+        blocks.append({"type": "thinking", "thinking": thought, "signature": ""})
+    text = message.get("content") or message.get("refusal")
+    if text:
+        blocks.append({"type": "text", "text": text})
+    for call in message.get("tool_calls") or ():
+        function = call.get("function") or {}
+        blocks.append(
+            {
+                "type": "tool_use",
+                "id": call.get("id"),
+                "name": function.get("name"),
+                "input": _object(function.get("arguments")),
+            }
+        )
+    return blocks
+
+
+def _object(arguments: Any) -> Any:
+    """Arguments that are no JSON object are kept as text: a message has no other place for them."""
+    try:
+        given = _decode(arguments or "{}")
+    except (msgspec.DecodeError, RecursionError):
+        given = None
+    return given if isinstance(given, dict) else {"_arguments": arguments}
