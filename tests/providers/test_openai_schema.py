@@ -94,7 +94,7 @@ def test_what_cannot_be_told_is_refused_before_it_is_sent() -> None:
     [
         ("openai/gpt-4o", None, "json_schema"),
         ("deepseek/deepseek-chat", None, "json_object"),
-        ("anthropic/claude", None, "none"),
+        ("anthropic/claude", None, "json_schema"),
         ("x", VENDORS["deepseek"].base_url + "/", "json_object"),
         ("x", "http://localhost:1/v1", "json_schema"),
     ],
