@@ -22,7 +22,7 @@ from fastllm.jobs.frames import FAILED, OK, Layout
 from fastllm.jobs.journal import Durability, Entry, Identity, Journal, JournalError
 
 JOB = Identity(fingerprint="abc", model="m")
-SETTINGS = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+SETTINGS = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 
 
 def entry(index: int, size: int = 50) -> Entry:
