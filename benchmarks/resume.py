@@ -10,6 +10,7 @@ The job is made by the journal itself: rows of 600 B, answers of 1 KB; the last 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -113,6 +114,7 @@ def main() -> None:
         if options.no_index:
             journal = journal_path(folder / "out.jsonl")
             journal.with_name(journal.name + INDEX).unlink(missing_ok=True)
+        os.sync()  # or the disk would be busy with the files all the while
         subprocess.run([sys.executable, __file__, "--resume", str(folder)], check=True)
     finally:
         shutil.rmtree(folder)

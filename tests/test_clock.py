@@ -26,7 +26,7 @@ def late(allowed: float) -> float:
 
 
 @given(start=starts, allowed=seconds)
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_a_deadline_never_fires_early_and_hardly_late(start: float, allowed: float) -> None:
     async def scenario() -> float:
         clock = VirtualClock()
@@ -41,7 +41,7 @@ def test_a_deadline_never_fires_early_and_hardly_late(start: float, allowed: flo
 
 
 @given(jobs=st.lists(st.tuples(st.floats(0.0, 30.0), seconds, st.floats(0.0, 60.0)), min_size=1, max_size=30))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_many_deadlines_each_end_their_own_block_and_no_other(jobs: list[tuple[float, float, float]]) -> None:
     async def one(clock: VirtualClock, start: float, allowed: float, work: float) -> None:
         await clock.sleep(start)
@@ -68,7 +68,7 @@ def test_many_deadlines_each_end_their_own_block_and_no_other(jobs: list[tuple[f
 
 
 @given(depth=st.lists(st.floats(0.01, 20.0), min_size=1, max_size=6))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_of_nested_deadlines_the_first_due_ends_all_blocks_inside_it(depth: list[float]) -> None:
     async def nest(clock: VirtualClock, left: list[float], expired: list[int], level: int = 0) -> None:
         if not left:
@@ -202,7 +202,7 @@ def _set(future: asyncio.Future[str]) -> None:
 
 
 @given(delays=st.lists(st.integers(0, 6), min_size=1, max_size=20), allowed=st.integers(1, 6))
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_whatever_the_timing_each_task_goes_on_uncancelled(delays: list[int], allowed: int) -> None:
     """Work and deadlines that fall on the same ticks over and over: only TimeoutError, only inside the block."""
 

@@ -196,7 +196,7 @@ operations = st.lists(
 
 
 @pytest.mark.parametrize("name", ["memory", "disk"])
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=operations)
 def test_any_sequence_of_operations_is_that_of_the_simplest_store(
     name: str, steps: list[tuple[str, int, int]], tmp_path_factory: pytest.TempPathFactory

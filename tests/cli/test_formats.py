@@ -6,7 +6,6 @@ import csv
 import gzip
 import io
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from pyarrow import parquet
 from fastllm.cli import cli
 from fastllm.errors import ConfigError
 from fastllm.testing import MockConfig, serve_in_thread
+from kits.commands import settle
 
 ROWS = [
     {"id": f"r{i}", "prompt": f"Wie heißt {i}? 日本", "label": i if i % 2 else None, "tags": ["a", "ü"][: i % 3]}
@@ -37,13 +37,7 @@ def server() -> Iterator[Any]:
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Any) -> Path:
     """Each test runs in a directory of its own, with the mock as its provider."""
-    monkeypatch.chdir(tmp_path)
-    for name in [name for name in os.environ if name.startswith(("FASTLLM", "OPENAI"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("OPENAI_API_KEY", "k")
-    monkeypatch.setenv("FASTLLM_BASE_URL", server.base_url)
-    monkeypatch.setenv("FASTLLM_MODEL", "m")
-    monkeypatch.setenv("FASTLLM_PROGRESS", "none")
+    settle(tmp_path, monkeypatch, server.base_url, progress="none")
     return tmp_path
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,9 +15,9 @@ import pytest
 
 import fastllm
 from fastllm.testing import MockConfig, serve_in_thread
+from kits.commands import settle
 
 FASTLLM = [sys.executable, "-m", "fastllm.cli"]
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +29,7 @@ def server() -> Iterator[Any]:
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Any) -> Path:
     """Each test runs in a directory of its own, with the mock as its provider."""
-    monkeypatch.chdir(tmp_path)
-    for name in [name for name in os.environ if name.startswith(("FASTLLM", "OPENAI"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
-    monkeypatch.setenv("OPENAI_API_KEY", "k")
-    monkeypatch.setenv("FASTLLM_BASE_URL", server.base_url)
-    monkeypatch.setenv("FASTLLM_MODEL", "m")
+    settle(tmp_path, monkeypatch, server.base_url)
     return tmp_path
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,8 +12,8 @@ from typing import Any
 import pytest
 
 from fastllm.testing import MockConfig, serve_in_thread
+from kits.commands import settle
 
-ROOT = Path(__file__).parents[2]
 CITY = {
     "title": "City",
     "type": "object",
@@ -34,13 +33,7 @@ def server() -> Iterator[Any]:
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Any) -> None:
     """A directory of its own with an input and a schema, and the mock as the provider."""
     server.reset()
-    monkeypatch.chdir(tmp_path)
-    for name in [name for name in os.environ if name.startswith(("FASTLLM", "OPENAI"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
-    monkeypatch.setenv("OPENAI_API_KEY", "k")
-    monkeypatch.setenv("FASTLLM_BASE_URL", server.base_url)
-    monkeypatch.setenv("FASTLLM_MODEL", "m")
+    settle(tmp_path, monkeypatch, server.base_url)
     Path("in.jsonl").write_text("".join(f'{{"prompt":"city {i}"}}\n' for i in range(6)))
     Path("city.json").write_text(json.dumps(CITY))
 

@@ -7,7 +7,6 @@ import gzip
 import io
 import json
 import logging
-import os
 import subprocess
 import sys
 import time
@@ -23,8 +22,8 @@ from pyarrow import parquet
 from fastllm.cli import cli
 from fastllm.errors import ConfigError
 from fastllm.testing import MockConfig, serve_in_thread
+from kits.commands import settle
 
-ROOT = Path(__file__).parents[2]
 FASTLLM = [sys.executable, "-m", "fastllm.cli"]
 PROMPTS = ["plain", "naïve, 日本語 🎉", 'a "quote"', "two\nlines", "tab\there"]
 
@@ -38,14 +37,7 @@ def server() -> Iterator[Any]:
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Any) -> Path:
     """Each test runs in a directory of its own, with the mock as its provider."""
-    monkeypatch.chdir(tmp_path)
-    for name in [name for name in os.environ if name.startswith(("FASTLLM", "OPENAI"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
-    monkeypatch.setenv("OPENAI_API_KEY", "k")
-    monkeypatch.setenv("FASTLLM_BASE_URL", server.base_url)
-    monkeypatch.setenv("FASTLLM_MODEL", "m")
-    monkeypatch.setenv("FASTLLM_PROGRESS", "none")
+    settle(tmp_path, monkeypatch, server.base_url, progress="none")
     return tmp_path
 
 

@@ -344,7 +344,7 @@ def test_in_bulk_every_row_has_its_value_or_its_error() -> None:
     run_virtual(scenario)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_whatever_the_model_says_the_counts_are_those_of_rows_and_answers(data: st.DataObject) -> None:
     """Every row is ok or failed, once; every answer that did not fit is a misfit; every attempt was sent."""

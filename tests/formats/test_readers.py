@@ -25,7 +25,7 @@ from fastllm.formats.rows import Recipe, unsent_words
 from fastllm.schema.base import Schema
 from fastllm.types import Row
 
-SETTINGS = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+SETTINGS = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
 CHAT = [{"role": "user", "content": "hi"}]
 
 

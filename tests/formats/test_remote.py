@@ -23,8 +23,10 @@ def memory() -> Iterator[Any]:
     """fsspec's file system in memory, which is one for the whole process."""
     system = fsspec.filesystem("memory")
     system.store.clear()
+    system.pseudo_dirs[:] = [""]
     yield system
     system.store.clear()
+    system.pseudo_dirs[:] = [""]
 
 
 @contextlib.contextmanager

@@ -54,7 +54,7 @@ def compare(path: Path, answered: set[int], known: bool, most: int) -> None:
         assert sum(row for row in found if isinstance(row, int)) == len(rows) - len(expected)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lines=LINES, answered=st.sets(st.integers(0, 11)), known=st.booleans(), most=st.integers(1, 12))
 def test_lines(tmp_path: Path, lines: list[bytes], answered: set[int], known: bool, most: int) -> None:
     path = tmp_path / "in.jsonl"
@@ -62,7 +62,7 @@ def test_lines(tmp_path: Path, lines: list[bytes], answered: set[int], known: bo
     compare(path, answered, known, most)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     ids=st.lists(st.sampled_from(["a", "b", "row-1", "", "c,d", "e\nf"]), max_size=10),
     answered=st.sets(st.integers(0, 9)),

@@ -96,7 +96,7 @@ def test_pages_newer_than_their_header_are_believed_only_as_far_as_the_journal_g
     assert not any(found[0][150:300])
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.integers(0, 10**9), bit=st.integers(0, 7))
 def test_a_flipped_bit_in_the_index_changes_nothing_that_is_known(tmp_path: Path, place: int, bit: int) -> None:
     path = tmp_path / "j"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +24,7 @@ from fastllm.jobs.frames import FAILED, OK, Layout
 from fastllm.jobs.journal import Durability, Entry, Identity, Journal, JournalError
 
 JOB = Identity(fingerprint="abc", model="m")
-SETTINGS = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+SETTINGS = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 
 
 def entry(index: int, size: int = 50) -> Entry:
@@ -469,3 +471,15 @@ def test_what_was_appended_survives_kill_at_once(tmp_path: Path) -> None:
     journal = checked(path, 40)
     assert journal.ok + journal.failed == 40
     journal.close()
+
+
+def test_a_look_at_the_lock_stops_no_run(tmp_path: Path) -> None:
+    """`fastllm jobs list` tries the lock of a job, for a moment; a run that begins in it waits that long."""
+    path = tmp_path / "out.jsonl.journal"
+    Journal.open(path, JOB).close()
+    with path.open("rb") as looked:
+        fcntl.flock(looked, fcntl.LOCK_SH)
+        timer = threading.Timer(0.03, fcntl.flock, (looked.fileno(), fcntl.LOCK_UN))
+        timer.start()
+        Journal.open(path, JOB).close()
+        timer.join()

@@ -253,7 +253,7 @@ def begin_again(limit: int, before: list[float], seconds: float) -> tuple[list[f
     return good, bad
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 400), st.floats(0.0, 1.0), st.floats(-60.0, -0.01), st.floats(0.0, 1.0))
 @example(400, 1.0, -60.0, 1.0)  # it had used the limit evenly
 @example(400, 1.0, -10.0, 0.05)  # all at once, ten seconds ago

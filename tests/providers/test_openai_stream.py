@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from fastllm import errors as e
 from fastllm.providers import openai_stream
@@ -283,7 +283,6 @@ CHOICES = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(CHOICES, st.booleans(), st.integers(1, 50))
 def test_any_answer_survives_replay_and_reading(choices: list[Any], usage: bool, size: int) -> None:
     said = [
@@ -301,7 +300,6 @@ def test_any_answer_survives_replay_and_reading(choices: list[Any], usage: bool,
     assert without_nulls(msgspec.json.decode(response.body)) == without_nulls(whole)
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.sampled_from([piece(content="é"), STOP, DONE, b"\n", b"\r\n", b": x\n\n", b"data: ", b'{"error":', b"{"])

@@ -61,7 +61,7 @@ PIECES = st.sampled_from(
 STREAMS = st.lists(PIECES, max_size=40).map(b"".join) | st.binary(max_size=60)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(STREAMS, st.lists(st.integers(0, 200), max_size=8))
 def test_the_standard_is_kept_at_any_split(data: bytes, cuts: list[int]) -> None:
     places = sorted({0, len(data), *[cut for cut in cuts if cut < len(data)]})

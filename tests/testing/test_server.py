@@ -335,7 +335,7 @@ def test_tokens_are_limited_and_one_request_over_the_limit_never_passes() -> Non
     assert ledger.judge(0.0, b"k", "m", 40).allowed
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     steps=st.lists(st.tuples(st.integers(0, 30_000), st.integers(1, 60)), max_size=60),
     rpm=st.integers(1, 8),
@@ -352,7 +352,7 @@ def test_no_minute_ever_holds_more_than_the_limits(steps: list[tuple[int, int]],
         assert len(inside) <= rpm and sum(inside) <= tpm
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 9)), min_size=1, max_size=40))
 def test_the_wait_that_is_told_is_enough_and_not_too_long(bookings: list[tuple[int, int]]) -> None:
     window, now = SlidingWindow(), 0.0

@@ -205,7 +205,7 @@ def test_capacity_adds_up() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(ANIMALS))
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 @given(seed=st.integers(0, 1000))
 def test_no_animal_lets_more_through_than_its_limits(name: str, seed: int) -> None:
     """However a client hammers; counted by hand from the times of admission."""

@@ -102,7 +102,7 @@ def test_split_at_every_byte(name: str) -> None:
     assert receive([raw[i : i + 1] for i in range(len(raw))], end=end) == whole
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     chunks=st.lists(st.binary(min_size=1, max_size=300), max_size=8),
     coding=st.sampled_from(["", "gzip", "deflate"]),
@@ -123,7 +123,7 @@ def test_chunked_and_compressed_bodies_at_random_splits(chunks: list[bytes], cod
     assert kept
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=400), st.booleans())
 def test_any_bytes_end_in_an_answer_or_one_of_our_errors(junk: bytes, with_status: bool) -> None:
     raw = (b"HTTP/1.1 200 OK\r\n" if with_status else b"") + junk

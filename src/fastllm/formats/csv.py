@@ -10,14 +10,13 @@ import csv
 import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import msgspec
 
 from ..errors import ConfigError
 from ..types import Row
-from .files import BROKEN, MAX_LINE_BYTES, STDIN, fingerprint, lines, open_bytes, stdin_bytes
+from .files import BROKEN, MAX_LINE_BYTES, STDIN, Closing, fingerprint, lines, open_bytes, stdin_bytes
 from .ids import MADE_UP
 from .jsonl import BOM
 from .rows import PARAMETERS, SOURCE_BYTES, Intake, Recipe, check_header, not_utf8
@@ -33,7 +32,7 @@ _OPTIONAL = _JSON_COLUMNS | _TEXT_COLUMNS | {"custom_id", "id", "model", "system
 _Record = tuple[int, list[str], str]  # the first line and the fields, and what is wrong with it, if anything is
 
 
-class CSVReader:
+class CSVReader(Closing):
     """Iterates the rows of a file, lazily and once. ConfigError for a header that cannot be used."""
 
     def __init__(
@@ -154,14 +153,6 @@ class CSVReader:
 
     def close(self) -> None:
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<CSVReader {self.name} {self._intake!r}>"

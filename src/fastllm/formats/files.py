@@ -13,7 +13,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Self, cast
 
 import msgspec
 
@@ -89,6 +89,19 @@ def stdin_bytes() -> tuple[BinaryIO, Pipe | None]:
         return os.fdopen(fd, "rb"), None
     pipe = Pipe(fd)
     return io.BufferedReader(pipe, _CHUNK), pipe
+
+
+class Closing:
+    """A context manager that closes itself."""
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 class Content(msgspec.Struct, frozen=True):

@@ -5,12 +5,11 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO
 
 from ..errors import ConfigError
 from ..types import Row
-from .files import BROKEN, MAX_LINE_BYTES, STDIN, fingerprint, lines, open_bytes, seek_behind, stdin_bytes
+from .files import BROKEN, MAX_LINE_BYTES, STDIN, Closing, fingerprint, lines, open_bytes, seek_behind, stdin_bytes
 from .ids import MADE_UP
 from .pipe import Pipe
 from .rows import Intake, Recipe
@@ -18,7 +17,7 @@ from .rows import Intake, Recipe
 BOM = b"\xef\xbb\xbf"
 
 
-class JSONLReader:
+class JSONLReader(Closing):
     """Iterates the rows of a file, lazily and once. `path` is None for a stream such as standard input."""
 
     format = ".jsonl"
@@ -108,14 +107,6 @@ class JSONLReader:
 
     def close(self) -> None:
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<JSONLReader {self.path or 'stream'} {self._intake!r}>"

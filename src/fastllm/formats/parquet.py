@@ -13,14 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 from ..errors import ConfigError, MissingExtra
 from ..types import Outcome, Row
 from .columns import Column, Columns, as_text, cells
 from .csv import typed
-from .files import fingerprint
+from .files import Closing, fingerprint
 from .pipe import Pipe
 from .rows import Intake, Recipe, check_header
 
@@ -41,7 +40,7 @@ def arrow() -> Any:
     return pa
 
 
-class TableReader:
+class TableReader(Closing):
     """Iterates the rows of a file, lazily and once. ConfigError where it cannot be read."""
 
     def __init__(self, path: str | Path, recipe: Recipe, *, format: str) -> None:
@@ -135,14 +134,6 @@ class TableReader:
 
     def close(self) -> None:
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<TableReader {self.path} {self._intake!r}>"

@@ -12,6 +12,7 @@ import fcntl
 import os
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -34,6 +35,7 @@ JOURNAL, INDEX = ".journal", ".index"
 _HEADER_AT_MOST = 1 << 24
 _CHECKPOINT = 64 * 1024 * 1024  # bytes of journal after which the index covers it
 _OPEN_END = MAX_ROWS - 1  # the number of rows that says: it is no longer known
+_LOCK_TRIES, _LOCK_PAUSE = 5, 0.02  # seconds between them
 _ROOM = 1024  # bytes of the header that are kept free for what a job may become
 
 
@@ -366,6 +368,7 @@ class Journal:
 
 def _open_locked(path: Path) -> int:
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    tries = _LOCK_TRIES
     while True:
         try:
             fd = os.open(path, flags, 0o600)
@@ -382,10 +385,13 @@ def _open_locked(path: Path) -> int:
         except FileNotFoundError:
             pass  # replaced between open and lock: take the one that is there now
         except BlockingIOError:
-            os.close(fd)
-            raise JobConflictError(
-                f"{path} is in use: another process is running this job; wait for it or stop it"
-            ) from None
+            tries -= 1
+            if not tries:
+                os.close(fd)
+                raise JobConflictError(
+                    f"{path} is in use: another process is running this job; wait for it or stop it"
+                ) from None
+            time.sleep(_LOCK_PAUSE)  # `fastllm jobs` tries the lock, too, for a moment
         except BaseException:
             os.close(fd)
             raise

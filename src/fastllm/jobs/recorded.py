@@ -6,12 +6,11 @@ import os
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import msgspec
 
 from ..errors import ConfigError
+from ..formats.files import Closing
 from .frames import END, FAILED, OK, Scan, read_frame
 from .journal import (
     _OPEN_END,
@@ -26,7 +25,7 @@ from .journal import (
 )
 
 
-class Recorded:
+class Recorded(Closing):
     """What a journal holds; a context manager. `total` is the number of the input's rows once that is known.
 
     Raises ConfigError where it cannot be read, JobConflictError where it is newer or no journal.
@@ -126,14 +125,6 @@ class Recorded:
 
     def close(self) -> None:
         os.close(self.fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<Recorded {self.path.name}: {self.ok} ok, {self.failed} failed>"
