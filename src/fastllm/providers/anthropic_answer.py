@@ -37,6 +37,11 @@ def finish_reason(stop_reason: Any) -> str | None:
     return _REASONS.get(stop_reason, stop_reason) if isinstance(stop_reason, str) else None
 
 
+def stop_reason(reason: str | None) -> str | None:
+    """Give Anthropic's word for a finish reason; one that is not known stays as it is."""
+    return None if reason is None else _REASONS_BACK.get(reason, reason)
+
+
 def usage_of(usage: Any) -> dict[str, Any] | None:
     """Give chat's counts: the prompt with what was read from and written to the cache, which Anthropic counts apart."""
     if not isinstance(usage, Mapping):
@@ -128,7 +133,6 @@ def to_message(completion: Mapping[str, Any]) -> dict[str, Any]:
     """Give the message that a chat completion is: its first choice."""
     choices = completion.get("choices") or [{}]
     choice = choices[0]
-    stop = choice.get("finish_reason")
     sequence = choice.get("stop_sequence")
     return {
         "id": completion.get("id"),
@@ -136,7 +140,7 @@ def to_message(completion: Mapping[str, Any]) -> dict[str, Any]:
         "role": "assistant",
         "model": completion.get("model"),
         "content": blocks_of(choice.get("message") or {}),
-        "stop_reason": "stop_sequence" if sequence is not None else _REASONS_BACK.get(stop, stop),
+        "stop_reason": "stop_sequence" if sequence is not None else stop_reason(choice.get("finish_reason")),
         "stop_sequence": sequence,
         "usage": usage_back(completion.get("usage") or {}),
     }
