@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -20,6 +21,13 @@ from .openai_schema import told
 VERSION = "2023-06-01"
 _EVENTS = (b"data:", b"event:", b":")
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+@lru_cache(maxsize=1024)
+def _url(base_url: str) -> str:
+    """Anthropic's own base URLs come without the version, others' often with it."""
+    base = base_url.partition("?")[0].rstrip("/")
+    return url_of(base_url, "/messages" if base.endswith("/v1") else "/v1/messages")
 
 
 class AnthropicProvider(Provider):
@@ -46,7 +54,7 @@ class AnthropicProvider(Provider):
         headers = target.headers
         if request.headers is not NO_HEADERS:
             headers = headers.merged(request.headers)
-        return HTTPRequest(url=url_of(target.base_url, "/messages"), body=msgspec.json.encode(body), headers=headers)
+        return HTTPRequest(url=_url(target.base_url), body=msgspec.json.encode(body), headers=headers)
 
     def decode(self, request: Request, answer: HTTPResponse) -> Response:
         if not 200 <= answer.status < 300:

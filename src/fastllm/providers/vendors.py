@@ -47,7 +47,13 @@ VENDORS: dict[str, Vendor] = {
     vendor.name: vendor
     for vendor in (
         _row("openai", "https://api.openai.com/v1", "OPENAI_API_KEY", base_url_env="OPENAI_BASE_URL"),
-        _row("anthropic", "https://api.anthropic.com/v1", "ANTHROPIC_API_KEY", dialect="anthropic"),
+        _row(
+            "anthropic",
+            "https://api.anthropic.com",
+            "ANTHROPIC_API_KEY",
+            dialect="anthropic",
+            base_url_env="ANTHROPIC_BASE_URL",
+        ),
         _row("azure", "", "AZURE_OPENAI_API_KEY", base_url_env="AZURE_OPENAI_BASE_URL"),
         _row("cerebras", "https://api.cerebras.ai/v1", "CEREBRAS_API_KEY"),
         _row("cohere", "https://api.cohere.ai/compatibility/v1", "COHERE_API_KEY", "CO_API_KEY"),

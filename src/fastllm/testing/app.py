@@ -19,6 +19,7 @@ from .answers import CREATED, Answerer, Ask, chat, completions, read
 from .config import MockConfig
 from .faults import Place, plan_of
 from .limits import Ledger, Verdict
+from .messages import messages
 from .more_answers import embeddings, moderations, responses
 from .reply import Refused, Reply, Wire, encode, error_body
 from .stats import Recorder
@@ -29,6 +30,7 @@ _ENDPOINTS: dict[str, Answerer] = {
     "/responses": responses,
     "/embeddings": embeddings,
     "/moderations": moderations,
+    "/messages": messages,
 }
 _BY_URL = {f"{prefix}{path}".encode(): answer for path, answer in _ENDPOINTS.items() for prefix in ("", "/v1")}
 _DEFAULT_MODELS: dict[Answerer, str] = {moderations: "omni-moderation-latest"}  # where the model may be left out

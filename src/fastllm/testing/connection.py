@@ -109,6 +109,8 @@ class Connection(asyncio.Protocol):
         name = name.lower()
         if name == b"authorization":
             self._authorization = value
+        elif name == b"x-api-key":
+            self._authorization = b"Bearer " + value
         elif name == b"x-mock-fault":
             self._fault = value
         elif name == b"expect" and value.lower() == b"100-continue":
