@@ -84,7 +84,7 @@ class Appender:
     def _run(self) -> None:
         try:
             self._write_until_closed()
-        except (OSError, MemoryError) as error:
+        except Exception as error:  # whatever it is: rows wait to be written
             reason = getattr(error, "strerror", None) or error
             self.failure = JournalError(
                 f"cannot write {self._name}: {reason}; the job is stopped, run it again to go on"
