@@ -17,7 +17,6 @@ from ..cache.base import Cache
 from ..clock import Clock, Deadline
 from ..errors import (
     APIStatusError,
-    APITimeoutError,
     BudgetExceededError,
     LLMError,
     RateLimitError,
@@ -32,14 +31,13 @@ from ..policy.tokens import Estimate
 from ..transport.base import HTTPStream, Transport
 from ..types import HTTPRequest, HTTPResponse, Request, Response
 from . import parking
-from .call import Call, too_late
+from .call import Call, in_time, too_late
 from .endpoint import Endpoint, Router
 from .events import AttemptFailed, Event, Observer, RequestDone
 from .flight import Flight, Terms
 from .hedge import A, Race, latencies, spare_permit
-from .holds import hold_of, learnt_of, rooms_of
 from .limiter import ParkedError, Permit
-from .stats import Snapshot, Stats
+from .stats import Snapshot, Stats, snapshot_of
 from .stream import Stream, replayed
 from .underway import UnderWay
 
@@ -155,22 +153,11 @@ class Engine:
 
     async def _resolve(self, call: Call) -> Endpoint:
         """Have the endpoint made. It may start a model, and a batch waits for that as it waits in a queue."""
-        waited = self._excuse(call)
+        waited = call.excuse(self.clock.now())
         try:
             return await self.router.resolve(call.request.model)
         finally:
-            self._hold(call, waited)
-
-    def _excuse(self, call: Call) -> float:
-        """From here to `_hold` the time of a batch request does not count."""
-        if call.request.priority:
-            call.deadline.pause()
-        return self.clock.now()
-
-    def _hold(self, call: Call, since: float) -> None:
-        if call.request.priority:
-            call.deadline.resume()
-            call.excused += self.clock.now() - since
+            call.hold(self.clock.now() - waited)
 
     async def _share(self, call: Call, endpoint: Endpoint, cache: Cache) -> Response:
         """Steps 1, 2 and 4: look up, join an identical request or lead it, and keep the answer."""
@@ -217,11 +204,11 @@ class Engine:
 
     async def _follow(self, call: Call, endpoint: Endpoint, flight: Flight) -> Response | None:
         """Wait for the leader within the caller's own time (a batch: within the leader's). None: the lead is ours."""
-        waited = self._excuse(call)
+        waited = call.excuse(self.clock.now())
         try:
             return await flight.join(self._terms(call, endpoint), batch=call.request.priority > 0)
         finally:
-            self._hold(call, waited)
+            call.hold(self.clock.now() - waited)
 
     def _terms(self, call: Call, endpoint: Endpoint) -> Terms:
         return endpoint, self.retry, call.timeout
@@ -254,7 +241,8 @@ class Engine:
                 elif call.timeout.attempt is None:
                     response = await attempt_once(call, endpoint, http, permit)
                 else:
-                    response = await self._in_time(call, endpoint, permit, attempt_once(call, endpoint, http, permit))
+                    once = attempt_once(call, endpoint, http, permit)
+                    response = await in_time(self.clock, call, endpoint, permit, once)
             except LLMError as error:
                 call.last = error
                 error.attempts, error.endpoint = call.attempts, endpoint.name
@@ -277,7 +265,7 @@ class Engine:
 
         def begin(permit: Permit) -> Awaitable[A]:
             attempt = once(call, endpoint, http, permit)
-            return attempt if call.timeout.attempt is None else self._in_time(call, endpoint, permit, attempt)
+            return attempt if call.timeout.attempt is None else in_time(self.clock, call, endpoint, permit, attempt)
 
         def second() -> Awaitable[A] | None:
             permit = spare_permit(endpoint, call.request, need)
@@ -297,20 +285,6 @@ class Engine:
         race = Race(self.clock, known, second, won, lambda error: self._missed(call, endpoint, error, None))
         return await race.run(begin(permit), self.retry.hedge or 1.0)
 
-    async def _in_time(self, call: Call, endpoint: Endpoint, permit: Permit, attempt: Awaitable[A]) -> A:
-        """Bound one attempt, so that the next may follow. Nested, and only where it was asked for: it costs 2 µs."""
-        limit = self.clock.deadline(call.timeout.attempt)
-        try:
-            with limit:
-                return await attempt
-        except TimeoutError as error:
-            if not limit.expired or isinstance(error, LLMError):
-                raise
-            text = f"no whole answer from {endpoint.name} within {call.timeout.attempt:g} s (timeout.attempt)"
-            late = APITimeoutError(text, code="timeout_attempt")
-            endpoint.broke(permit, late)
-            raise late from None
-
     async def _admission(self, call: Call, endpoint: Endpoint, estimate: Estimate) -> Permit:
         """Wait in the limiter's queue. For batch requests this time is not held against the deadline."""
         request = call.request
@@ -319,7 +293,7 @@ class Engine:
         self.stats.waiting += 1
         # Where nobody has ever answered, waiting is not excused: it is no outage.
         breaker = endpoint.limiter.breaker
-        waited = self._excuse(call) if breaker.proven or not breaker.opened else None
+        waited = call.excuse(self.clock.now()) if breaker.proven or not breaker.opened else None
         try:
             while True:
                 parking.check(endpoint, self.retry, self.clock, batch=batch)
@@ -335,7 +309,7 @@ class Engine:
         finally:
             self.stats.waiting -= 1
             if waited is not None:
-                self._hold(call, waited)
+                call.hold(self.clock.now() - waited)
 
     async def _pay(self, call: Call, endpoint: Endpoint, permit: Permit) -> bool:
         """Reserve the most that this attempt can cost. False: money held for others is missing; try again later."""
@@ -346,14 +320,14 @@ class Engine:
             permit.cancel()
             if not (isinstance(error, BudgetExceededError) and error.passing):
                 raise
-        waited = self._excuse(call)
+        waited = call.excuse(self.clock.now())
         self.stats.waiting += 1
         try:
             while not endpoint.affords(call.request):
                 await self.clock.sleep(PURSE_WAIT * (0.5 + self._random()))
         finally:
             self.stats.waiting -= 1
-            self._hold(call, waited)
+            call.hold(self.clock.now() - waited)
         return False
 
     async def _send(self, call: Call, endpoint: Endpoint, http: HTTPRequest, permit: Permit) -> Response:
@@ -502,19 +476,19 @@ class Engine:
                 if batch:
                     raise StoppedError(error.message, code="blocked", sent=False) from error
             raise error
-        waited = self._excuse(call) if patient else None
+        waited = call.excuse(self.clock.now()) if patient else None
         self.stats.backing_off += 1
         try:
             await self.clock.sleep(pause)
             if not may:
                 # Like the limiter's queue, this is not held against a batch request's deadline.
-                waited = self._excuse(call) if waited is None else waited
+                waited = call.excuse(self.clock.now()) if waited is None else waited
                 while not endpoint.may_retry(error, batch=batch):
                     await self.clock.sleep(RETRY_WAIT * (0.5 + self._random()))
         finally:
             self.stats.backing_off -= 1
             if waited is not None:
-                self._hold(call, waited)
+                call.hold(self.clock.now() - waited)
 
     def _missed(self, call: Call, endpoint: Endpoint, error: LLMError, pause: float | None) -> None:
         """Announce that an attempt failed, and when the next one follows."""
@@ -549,15 +523,7 @@ class Engine:
 
     def snapshot(self) -> Snapshot:
         """Give the counters and each endpoint's limits at this moment."""
-        now, wall, endpoints = self.clock.now(), self.clock.time(), self.router.endpoints
-        limits = {endpoint.name: endpoint.limiter.describe() for endpoint in endpoints}
-        holds = [hold for e in endpoints if (hold := hold_of(e.name, e.limiter, now, wall)) is not None]
-        rooms = rooms_of(endpoints[0].limiter, now) if len(endpoints) == 1 else None
-        costs = [endpoint.cost for endpoint in endpoints]
-        known = [cost for cost in costs if cost is not None]
-        cost = sum(known) if len(known) == len(costs) else None
-        learnt = {e.name: found for e in endpoints if (found := learnt_of(e.limiter))}
-        return self.stats.snapshot(now, limits, cost=cost, holds=holds, rooms=rooms, learnt=learnt)
+        return snapshot_of(self.stats, self.router.endpoints, self.clock.now(), self.clock.time())
 
     @property
     def concurrency(self) -> int | None:

@@ -9,7 +9,8 @@ import msgspec
 
 from ..answers import Usage
 from ..errors import StoppedError
-from .holds import Hold, KnownLimit, Room
+from .endpoint import Endpoint
+from .holds import Hold, KnownLimit, Room, hold_of, learnt_of, rooms_of
 
 # Latency buckets grow by 2 % each: bucket i holds latencies in [FLOOR * GROWTH**i, FLOOR * GROWTH**(i+1)).
 _FLOOR = 1e-5
@@ -225,3 +226,15 @@ class Stats:
             f"<Stats {self.ok} ok, {self.failed} failed, {self.cached} cached, {self.attempts} attempts, "
             f"{self.in_flight} in flight>"
         )
+
+
+def snapshot_of(stats: Stats, endpoints: Sequence[Endpoint], now: float, wall: float) -> Snapshot:
+    """Give the counters and each endpoint's limits at this moment."""
+    limits = {endpoint.name: endpoint.limiter.describe() for endpoint in endpoints}
+    holds = [hold for e in endpoints if (hold := hold_of(e.name, e.limiter, now, wall)) is not None]
+    rooms = rooms_of(endpoints[0].limiter, now) if len(endpoints) == 1 else None
+    costs = [endpoint.cost for endpoint in endpoints]
+    known = [cost for cost in costs if cost is not None]
+    cost = sum(known) if len(known) == len(costs) else None
+    learnt = {e.name: found for e in endpoints if (found := learnt_of(e.limiter))}
+    return stats.snapshot(now, limits, cost=cost, holds=holds, rooms=rooms, learnt=learnt)
