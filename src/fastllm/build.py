@@ -26,6 +26,7 @@ from .engine.limiter import Limiter
 from .errors import APIConnectionError, ConfigError, MissingKeyError, UnknownProviderError
 from .options import CachePolicy, Limits, Retry, Timeout
 from .policy.budget import Budget
+from .policy.parameters import Parameters, UnsupportedParams
 from .policy.pricing import Price, PriceTable
 from .policy.purse import Purse, UnknownPrice
 from .providers.base import Provider
@@ -73,6 +74,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     budget: float | None = None
     prices: Path | None = None
     unknown_price: UnknownPrice = "refuse"
+    unsupported_params: UnsupportedParams = "adapt"
 
     def __repr__(self) -> str:
         key = "***" if self.api_key else None
@@ -98,6 +100,8 @@ def checked(options: EngineOptions) -> EngineOptions:
             raise ConfigError(f"{field} must be a {kind.__name__}, for example {example}; not {value!r}")
     if options.unknown_price not in ("refuse", "allow"):
         raise ConfigError(f"unknown_price must be 'refuse' or 'allow', not {options.unknown_price!r}")
+    if options.unsupported_params not in ("adapt", "refuse"):
+        raise ConfigError(f"unsupported_params must be 'adapt' or 'refuse', not {options.unsupported_params!r}")
     if options.budget is not None:
         Budget(options.budget)
     return msgspec.structs.replace(
@@ -379,6 +383,7 @@ class _Resolver:
             limit_names=vendor.limit_names,
             price=price,
             purse=purse,
+            parameters=Parameters() if self._options.unsupported_params == "adapt" else None,
         )
 
     def _price(self, vendor: Vendor, target: Target) -> tuple[str, Price | None]:

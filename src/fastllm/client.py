@@ -28,6 +28,7 @@ from .jobs.publish import Order, failures_path
 from .jobs.runner import DEFAULT_CONCURRENCY, Job, JobResult, outcomes
 from .options import UNSET, Limits, Retry, Timeout, UnsetType
 from .params import ChatParams
+from .policy.parameters import UnsupportedParams
 from .policy.purse import UnknownPrice
 from .progress import Kind, make_progress, with_unseen
 from .resources import Chat, Completions, Embeddings, Responses
@@ -53,6 +54,7 @@ class ClientParams(TypedDict, total=False):
     timeout: Timeout | float | UnsetType | None
     transport: Transport | None
     unknown_price: UnknownPrice
+    unsupported_params: UnsupportedParams
 
 
 class RunParams(TypedDict, total=False):
@@ -121,7 +123,8 @@ class AsyncFastLLM:
     or a total in seconds, `max_retries` the number of further attempts (0: none), `retry` the whole Retry policy.
     `limits` hold for each endpoint and model. `cache` is "memory", "disk", a Cache, a Store, or None for no cache.
     `budget` is the most that all requests together may cost, in USD; `prices` a file with prices of one's own, and
-    `unknown_price` says what becomes of a request whose model has none.
+    `unknown_price` says what becomes of a request whose model has none. A parameter that a model refuses is left out or
+    called as it wants it, with a warning; `unsupported_params="refuse"` makes that the request's error.
 
         async with AsyncFastLLM() as client:
             answer = await client.chat.completions.create(
@@ -148,6 +151,7 @@ class AsyncFastLLM:
         timeout: Timeout | float | UnsetType | None = UNSET,
         transport: Transport | None = None,
         unknown_price: UnknownPrice = "refuse",
+        unsupported_params: UnsupportedParams = "adapt",
         **unknown: Never,
     ) -> None:
         _refuse(unknown, ClientParams.__annotations__)
@@ -163,6 +167,7 @@ class AsyncFastLLM:
             timeout=Timeout() if timeout is UNSET else Timeout.of(timeout),
             transport=transport,
             unknown_price=unknown_price,
+            unsupported_params=unsupported_params,
         )
         # The cache is made now, so that a wrong name fails here; two loops of one client then share one cache.
         self._options = msgspec.structs.replace(build.checked(options), cache=build.make_cache(cache))

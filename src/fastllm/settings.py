@@ -79,6 +79,13 @@ SETTINGS: dict[str, Setting] = {
         ),
         Setting("prices", str, "File with prices of your own, JSON or TOML. [default: the table of `fastllm prices`]"),
         Setting("unknown_price", str, "What a budget does with what has no price.", "refuse", ("refuse", "allow")),
+        Setting(
+            "unsupported_params",
+            str,
+            "A parameter that a model refuses: leave it out, or fail.",
+            "adapt",
+            ("adapt", "refuse"),
+        ),
         Setting("cache", str, "Keep answers and use them again.", "off", ("off", "memory", "disk")),
         Setting("cache_dir", str, "Directory of the disk cache. [default: the user's cache directory]"),
         Setting("ttl", float, "Seconds that a cached answer is good for. [default: until evicted]"),

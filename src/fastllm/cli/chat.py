@@ -29,6 +29,7 @@ from .say import say
     "max_retries",
     "cache",
     "cache_dir",
+    "unsupported_params",
     system="System message.",
     temperature="Sampling temperature.",
     max_tokens="Longest answer in tokens.",
@@ -63,6 +64,7 @@ async def _chat(prompt: str, settings: Settings) -> None:
         timeout=settings.timeout(),
         retry=settings.retry(),
         cache=settings.cache(),
+        unsupported_params=settings["unsupported_params"],
     ) as client:
         stream = await client.chat.completions.create(
             model=settings["model"], messages=messages, stream=True, extra_body=params

@@ -62,6 +62,7 @@ SETTINGS = (
     "budget",
     "prices",
     "unknown_price",
+    "unsupported_params",
     "input_format",
     "output_format",
     "keep",
@@ -162,6 +163,7 @@ def _done(places: Places, settings: Settings, again: Again) -> int:
             budget=settings["budget"],
             prices=settings["prices"],
             unknown_price=settings["unknown_price"],
+            unsupported_params=settings["unsupported_params"],
         )
         try:
             with local_hint(settings):

@@ -23,6 +23,7 @@ from ..policy.backoff import UNREACHABLE_CODES, only_patience
 from ..policy.breaker import PROBE
 from ..policy.fingerprint import scope
 from ..policy.hedging import Hedging
+from ..policy.parameters import Parameters
 from ..policy.pricing import Price
 from ..policy.purse import Purse, answers_asked
 from ..policy.retries import RetryBudget
@@ -55,6 +56,7 @@ class Endpoint:
         "limit_names",
         "limiter",
         "name",
+        "parameters",
         "price",
         "provider",
         "purse",
@@ -74,6 +76,7 @@ class Endpoint:
         limit_names: Mapping[str, str] = NO_NAMES,
         price: Price | None = None,
         purse: Purse | None = None,
+        parameters: Parameters | None = None,
     ) -> None:
         self.name = name
         self.provider = provider
@@ -84,6 +87,7 @@ class Endpoint:
         self.price = price
         self.cost: float | None = 0.0  # USD, of the answers so far; None where one has no known price or usage
         self.purse = purse
+        self.parameters = parameters  # what it does not take; None: its refusals are the caller's business
         self.retries = RetryBudget(limiter.now)
         self.hedging: Hedging | None = None  # once somebody asks for it
         self._refusals = 0
@@ -91,6 +95,21 @@ class Endpoint:
         self._warned = False
         self._out_since: float | None = None  # an outage that was told of
         self.scope = scope(provider.name, target.base_url, target.headers, namespace)
+
+    def adapted(self, request: Request) -> Request:
+        """Give the request without what this endpoint has refused before."""
+        if self.parameters is None or not self.parameters.rules:
+            return request
+        return self.parameters.applied(request)
+
+    def adapts(self, sent: Request, error: LLMError) -> bool:
+        """Learn from a refusal of what was sent; True if it is worth sending again at once."""
+        if self.parameters is None or not isinstance(error, APIStatusError):
+            return False
+        learnt = self.parameters.learn(sent, error)
+        if learnt:
+            logger.warning("%s: %s (unsupported_params='refuse' makes it an error)", self.name, learnt)
+        return learnt is not None
 
     def ended(self, permit: Permit, error: LLMError | None) -> None:
         """Learn from how an attempt ended, and give its permit back."""

@@ -221,7 +221,8 @@ class Engine:
     async def _repeat(self, call: Call, endpoint: Endpoint, attempt_once: Attempt[A]) -> A:
         """Step 3: attempt until there is an answer, a final error, or no time left."""
         request = call.request
-        http = endpoint.provider.encode(request, endpoint.target)
+        sent = endpoint.adapted(request)
+        http = endpoint.provider.encode(sent, endpoint.target)
         estimate = endpoint.estimator.estimate(request)
         counted = 0
         while True:
@@ -249,6 +250,11 @@ class Engine:
                 if not call.spared and backoff.is_stale(error):
                     call.spared = 1
                     endpoint.retries.skip()
+                    self._missed(call, endpoint, error, 0.0)
+                    continue
+                if endpoint.adapts(sent, error):
+                    sent = endpoint.adapted(request)
+                    http = endpoint.provider.encode(sent, endpoint.target)
                     self._missed(call, endpoint, error, 0.0)
                     continue
                 patient = request.priority > 0 and self.retry.patient and endpoint.patient(error)

@@ -1,0 +1,129 @@
+"""What an endpoint does not take, as it said so itself: parameters to be left out or called otherwise.
+
+Nothing is sent that the caller did not ask for, and nothing is changed before the provider has refused it. A 400 that
+names a parameter of the request teaches one rule, and every later request of this endpoint goes by it:
+- where the message names the parameter to use instead ("Use 'max_completion_tokens' instead"), it is renamed;
+- where it only tunes how the answer is made (`DROPPABLE`), it is left out;
+- anything else (messages, tools, the schema of the answer, `n`, `stop`) is what the caller wants: the error stands.
+
+The wordings are those of OpenAI, Anthropic, Groq, Mistral and of servers that check with pydantic, November 2026.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+import msgspec
+from msgspec import UNSET
+
+from ..errors import BadRequestError, UnprocessableEntityError, UnsupportedParameterError
+from ..types import Request
+
+UnsupportedParams = Literal["adapt", "refuse"]
+
+DROPPABLE = frozenset(
+    {
+        "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "seed",
+        "logit_bias", "logprobs", "top_logprobs", "parallel_tool_calls", "reasoning_effort", "verbosity", "store",
+        "service_tier", "metadata", "user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
+        "stream_options", "prediction", "thinking",
+    }
+)  # fmt: skip
+RENAMED = {
+    "max_tokens": frozenset({"max_completion_tokens", "max_output_tokens"}),
+    "max_completion_tokens": frozenset({"max_tokens", "max_output_tokens"}),
+    "max_output_tokens": frozenset({"max_tokens", "max_completion_tokens"}),
+    "user": frozenset({"safety_identifier", "prompt_cache_key"}),
+}
+_NAME = r"[`'\"]?([a-z][a-z0-9_]*)[`'\"]?"
+_INSTEAD = re.compile(r"(?i)\buse " + _NAME + r" instead|instead,? use " + _NAME)
+_SAID = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"(?i)unsupported (?:parameter|value|field)s?:? " + _NAME,
+        r"(?i)unrecognized (?:request )?(?:argument|parameter|field)s?(?: supplied)?:? " + _NAME,
+        r"(?i)unknown (?:parameter|field|argument):? " + _NAME,
+        _NAME + r":? (?i:extra (?:inputs|fields) (?:are )?not permitted)",
+        _NAME + r"(?: parameter)? (?i:is|are) (?i:not supported|unsupported|not permitted|not allowed|deprecated)",
+        _NAME + r" (?i:does not support|must be unset|cannot be (?:set|used|specified))",
+    )
+)
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+class Parameters:
+    """The rules of one endpoint: parameter -> its new name, or None to leave it out."""
+
+    __slots__ = ("rules",)
+
+    def __init__(self) -> None:
+        self.rules: dict[str, str | None] = {}
+
+    def learn(self, request: Request, error: Exception) -> str | None:
+        """Take a rule from a refusal of this request, as it was sent. Gives the rule in words if it is a new one, ""
+        where another request had taught it meanwhile, None where the refusal teaches nothing."""
+        if not isinstance(error, BadRequestError | UnprocessableEntityError):
+            return None
+        try:
+            body = _fields.decode(request.body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None
+        named = _named(error)
+        name = next((name for name in named if name in body), None)
+        if name is None:
+            return None
+        new = next((found for found in _instead(error.message) if found in RENAMED.get(name, ())), None)
+        if new in self.rules or (new is None and name not in DROPPABLE):
+            return None  # there and back again would never end
+        known = name in self.rules
+        self.rules[name] = new
+        if known:
+            return ""
+        return f"{name} is called {new} there" if new else f"{name} is not supported there and left out"
+
+    def applied(self, request: Request) -> Request:
+        """Give the request as this endpoint takes it."""
+        names = [name for name in self.rules if f'"{name}"'.encode() in request.body]
+        if not names:
+            return request
+        body = _fields.decode(request.body)
+        changes: dict[str, object] = {}
+        for name in names:
+            if name in body:
+                changes[name] = UNSET
+                new = self._final(name)
+                if new is not None and new not in body:
+                    changes[new] = body[name]
+        for name, value in changes.items():
+            if value is UNSET:
+                del body[name]
+            else:
+                assert isinstance(value, msgspec.Raw)
+                body[name] = value
+        return msgspec.structs.replace(request, body=msgspec.json.encode(body))
+
+    def _final(self, name: str) -> str | None:
+        """Follow the rules: what is called otherwise may in turn have been refused."""
+        new: str | None = name
+        while new is not None and new in self.rules:
+            new = self.rules[new]
+        return new
+
+    def __repr__(self) -> str:
+        return f"<Parameters {self.rules}>"
+
+
+def _named(error: BadRequestError | UnprocessableEntityError) -> list[str]:
+    """Give the parameters that a refusal calls unsupported, the surest first."""
+    found = [error.param] if error.param and isinstance(error, UnsupportedParameterError) else []
+    for pattern in _SAID:
+        match = pattern.search(error.message)
+        if match is not None:
+            found.append(match.group(1))
+    return found
+
+
+def _instead(message: str) -> list[str]:
+    match = _INSTEAD.search(message)
+    return [name for name in match.groups() if name] if match is not None else []
