@@ -19,12 +19,13 @@ import msgspec
 
 from .cache.base import Cache, Store
 from .clock import Clock, SystemClock
-from .engine.endpoint import Endpoint, Router
+from .engine.endpoint import Endpoint
 from .engine.engine import Engine
 from .engine.events import Observer
 from .engine.limiter import Limiter
+from .engine.router import Router
 from .errors import APIConnectionError, ConfigError, MissingKeyError, UnknownProviderError
-from .options import CachePolicy, Limits, Retry, Timeout
+from .options import CachePolicy, Limits, Retry, Route, Timeout, Upstream
 from .policy.budget import Budget
 from .policy.parameters import Parameters, UnsupportedParams
 from .policy.pricing import Price, PriceTable
@@ -75,6 +76,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     prices: Path | None = None
     unknown_price: UnknownPrice = "refuse"
     unsupported_params: UnsupportedParams = "adapt"
+    routes: Mapping[str, Route] = {}
 
     def __repr__(self) -> str:
         key = "***" if self.api_key else None
@@ -111,6 +113,7 @@ def checked(options: EngineOptions) -> EngineOptions:
         default_headers=dict(headers or {}),
         observers=_observers(options.observers),
         prices=_prices(options.prices),
+        routes=_routes(options.routes),
     )
 
 
@@ -164,6 +167,17 @@ def _observers(observers: Any) -> tuple[Observer, ...]:
     return found
 
 
+def _routes(routes: object) -> dict[str, Route]:
+    if routes is not None and not isinstance(routes, Mapping):
+        raise ConfigError(f"routes must map names to Routes, not {routes!r}")
+    for name, route in (routes or {}).items():
+        if not isinstance(name, str) or not name:
+            raise ConfigError(f"routes must have names that are non-empty text, not {name!r}")
+        if not isinstance(route, Route):
+            raise ConfigError(f"routes[{name!r}] must be a Route, such as Route(endpoints=['openai/gpt-4o-mini'])")
+    return dict(routes or {})
+
+
 def _prices(path: Any) -> Path | None:
     if path is None:
         return None
@@ -182,7 +196,7 @@ def engine(options: EngineOptions) -> Engine:
     budget = Budget(options.budget) if options.budget is not None else None
     resolver = _Resolver(options, clock, budget=budget)
     made = Engine(
-        Router(resolver.resolve),
+        Router(resolver.resolve, options.routes, resolver.find),
         transport,
         clock=clock,
         cache=make_cache(options.cache),
@@ -201,7 +215,9 @@ def variant(base: Engine, options: EngineOptions, *, same_endpoints: bool) -> En
         return base.with_options(retry=options.retry, timeout=options.timeout)
     # Only one that started a model has something to close: variants may come and go by the thousand.
     resolver = _Resolver(options, base.clock, started=base.on_close, budget=base.budget)
-    return base.with_options(router=Router(resolver.resolve), retry=options.retry, timeout=options.timeout)
+    return base.with_options(
+        router=Router(resolver.resolve, options.routes, resolver.find), retry=options.retry, timeout=options.timeout
+    )
 
 
 def make_cache(option: CacheOption) -> Cache | None:
@@ -294,6 +310,45 @@ class _Resolver:
             return self._third_party(name, rest)
         return self._vendor(vendor, rest)
 
+    async def find(self, upstream: Upstream) -> Endpoint:
+        """Make the endpoint of a route that has an address, a key or limits of its own. Raises ConfigError."""
+        name, model = split_model(upstream.model, self._known)
+        vendor = VENDORS.get(name or DEFAULT_VENDOR)
+        if name == LOCAL or vendor is None:
+            only = "limits" if upstream.limits is not None else "an address or a key"
+            raise ConfigError(f"the route's endpoint {upstream.model!r} cannot have {only} of its own")
+        if upstream.base_url is not None and name is None:
+            vendor = NOBODY
+        base_url = upstream.base_url or self._address_of(vendor)
+        key = self._key_of(vendor, upstream)
+        shown = f"{vendor.name}/{model}" if vendor is not NOBODY else f"{model} at {urlsplit(base_url).netloc}"
+        if upstream.api_key_env is not None:
+            shown += f" ({upstream.api_key_env})"
+        return self._at(base_url, model, shown, vendor.dialect, key, limits=upstream.limits, vendor=vendor)
+
+    def _key_of(self, vendor: Vendor, upstream: Upstream | None = None) -> str | None:
+        if upstream is not None and upstream.api_key_env is not None:
+            key = os.environ.get(upstream.api_key_env)
+            if not key:
+                raise MissingKeyError(
+                    f"no API key for {upstream.model}: the variable {upstream.api_key_env} is not set"
+                )
+            return _key(key)
+        given = upstream.api_key if upstream is not None else None
+        key = given or self._options.api_key or next((os.environ[k] for k in vendor.key_env if os.environ.get(k)), None)
+        if key is None and vendor.key_required and vendor is not NOBODY:
+            raise MissingKeyError(
+                f"no API key for {vendor.name}: set {' or '.join(vendor.key_env)}, or give api_key=…"
+                "; the model 'local/smollm2' needs none"
+            )
+        return key
+
+    def _address_of(self, vendor: Vendor) -> str:
+        base_url = (vendor.base_url_env and os.environ.get(vendor.base_url_env)) or vendor.base_url
+        if not base_url:
+            raise ConfigError(f"{vendor.name} has no address of its own: give base_url=… or set {vendor.base_url_env}")
+        return base_url
+
     def _unknown(self, model: str) -> str:
         """OpenAI's own models have no / in their names, so before one stood the name of a provider."""
         prefix = model.partition("/")[0]
@@ -302,16 +357,8 @@ class _Resolver:
         return f"no provider {prefix!r} for the model {model!r}; {hint} your own server needs base_url=…"
 
     def _vendor(self, vendor: Vendor, model: str) -> Endpoint:
-        base_url = (vendor.base_url_env and os.environ.get(vendor.base_url_env)) or vendor.base_url
-        if not base_url:
-            raise ConfigError(f"{vendor.name} has no address of its own: give base_url=… or set {vendor.base_url_env}")
-        key = self._options.api_key or next((os.environ[k] for k in vendor.key_env if os.environ.get(k)), None)
-        if key is None and vendor.key_required:
-            raise MissingKeyError(
-                f"no API key for {vendor.name}: set {' or '.join(vendor.key_env)}, or give api_key=…"
-                "; the model 'local/smollm2' needs none"
-            )
-        return self._at(base_url, model, f"{vendor.name}/{model}", vendor.dialect, key, vendor=vendor)
+        base_url = self._address_of(vendor)
+        return self._at(base_url, model, f"{vendor.name}/{model}", vendor.dialect, self._key_of(vendor), vendor=vendor)
 
     def _third_party(self, name: str, model: str) -> Endpoint:
         dialect = self._dialect(name)

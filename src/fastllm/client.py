@@ -26,7 +26,7 @@ from .formats.remote import Places, local_places
 from .jobs.journal import Durability, journal_path
 from .jobs.publish import Order, failures_path
 from .jobs.runner import DEFAULT_CONCURRENCY, Job, JobResult, outcomes
-from .options import UNSET, Limits, Retry, Timeout, UnsetType
+from .options import UNSET, Limits, Retry, Route, Timeout, UnsetType
 from .params import ChatParams
 from .policy.parameters import UnsupportedParams
 from .policy.purse import UnknownPrice
@@ -51,6 +51,7 @@ class ClientParams(TypedDict, total=False):
     observers: Sequence[Observer]
     prices: str | os.PathLike[str] | None
     retry: Retry | None
+    routes: Mapping[str, Route] | None
     timeout: Timeout | float | UnsetType | None
     transport: Transport | None
     unknown_price: UnknownPrice
@@ -122,8 +123,9 @@ class AsyncFastLLM:
     without it, `provider/model` or `provider:model` picks a provider, OpenAI being the default. `timeout` is a Timeout
     or a total in seconds, `max_retries` the number of further attempts (0: none), `retry` the whole Retry policy.
     `limits` hold for each endpoint and model. `cache` is "memory", "disk", a Cache, a Store, or None for no cache.
-    `budget` is the most that all requests together may cost, in USD; `prices` a file with prices of one's own, and
-    `unknown_price` says what becomes of a request whose model has none. A parameter that a model refuses is left out or
+    `routes` are further model names, each a Route with several endpoints behind it. `budget` is the most that all
+    requests together may cost, in USD; `prices` a file with prices of one's own, and `unknown_price` says what becomes
+    of a request whose model has none. A parameter that a model refuses is left out or
     called as it wants it, with a warning; `unsupported_params="refuse"` makes that the request's error.
 
         async with AsyncFastLLM() as client:
@@ -148,6 +150,7 @@ class AsyncFastLLM:
         observers: Sequence[Observer] = (),
         prices: str | os.PathLike[str] | None = None,
         retry: Retry | None = None,
+        routes: Mapping[str, Route] | None = None,
         timeout: Timeout | float | UnsetType | None = UNSET,
         transport: Transport | None = None,
         unknown_price: UnknownPrice = "refuse",
@@ -164,6 +167,7 @@ class AsyncFastLLM:
             observers=observers,
             prices=prices,  # type: ignore[arg-type]  # made a Path of below
             retry=_retry(retry, max_retries),
+            routes={} if routes is None else routes,
             timeout=Timeout() if timeout is UNSET else Timeout.of(timeout),
             transport=transport,
             unknown_price=unknown_price,

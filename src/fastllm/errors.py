@@ -71,15 +71,26 @@ class JobConflictError(ConfigError):
     """The output or the journal belongs to another job, or another process holds it."""
 
 
+class Tried(msgspec.Struct, frozen=True, kw_only=True):
+    """One attempt that brought no answer: who was asked, and the error's class, status and code."""
+
+    endpoint: str
+    error: str
+    status_code: int | None = None
+    code: str | None = None
+
+
 class LLMError(FastLLMError):
     """One request failed.
 
     Attributes: `message`; `status_code`, `request_id`, `code`, `type`, `param` as the provider gave them (else
     None); `retry_after` in seconds; `attempts` made so far; `endpoint` that was asked last; `sent`, False only
     where the provider cannot have seen the request; `partial`, the Response as far as a stream had come; `response`,
-    the whole one where there is one, which is of no use but was paid for.
+    the whole one where there is one, which is of no use but was paid for; `history`, the attempts that failed, this one
+    the last.
     """
 
+    history: tuple[Tried, ...] = ()
     partial: Any = None
     response: Any = None
     retryable: bool = False

@@ -6,16 +6,20 @@ None means "none" or "unlimited", never "default"; UNSET means "the caller did n
 from __future__ import annotations
 
 import sys
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Any, Literal, get_args
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from .errors import ConfigError
 
-__all__ = ["UNSET", "CacheMode", "CachePolicy", "Limits", "Retry", "Timeout", "UnsetType"]
+__all__ = ["UNSET", "CacheMode", "CachePolicy", "Limits", "Retry", "Route", "Timeout", "UnsetType", "Upstream"]
 
 CacheMode = Literal["off", "memory", "disk"]
+Choice = Literal["weighted", "least_loaded"]
+Reason = Literal["rate_limit", "outage", "key", "not_found", "context_length", "content_filter"]
+REASONS: tuple[Reason, ...] = get_args(Reason)
 
 
 class Timeout(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,6 +146,87 @@ class CachePolicy(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(f"cache.directory must be a path as a string or None, not {self.directory!r}")
         if not isinstance(self.namespace, str):
             raise ConfigError(f"cache.namespace must be a string, not {self.namespace!r}")
+
+
+class Upstream(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One endpoint behind a Route. `model` is a model string as everywhere ("openai/gpt-4o-mini").
+
+    `base_url` is another address for it, `api_key` or the variable `api_key_env` another key, `limits` hold for this
+    endpoint alone, and `weight` is its share of the requests, beside the others'. The repr shows no key.
+    """
+
+    model: str
+    base_url: str | None = None
+    api_key: str | None = None
+    api_key_env: str | None = None
+    limits: Limits | None = None
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, str) or not self.model:
+            raise ConfigError(f"upstream.model must name a model, such as 'openai/gpt-4o-mini', not {self.model!r}")
+        for field in ("base_url", "api_key", "api_key_env"):
+            value = getattr(self, field)
+            if value is not None and (not isinstance(value, str) or not value):
+                raise ConfigError(f"upstream.{field} of {self.model!r} must be non-empty text or None")
+        if self.api_key is not None and self.api_key_env is not None:
+            raise ConfigError(f"upstream {self.model!r} has both api_key and api_key_env: give one")
+        if self.limits is not None and not isinstance(self.limits, Limits):
+            raise ConfigError(f"upstream.limits of {self.model!r} must be Limits(…) or None, not {self.limits!r}")
+        _number("upstream.weight", self.weight, above=0, required=True, unit="shares")
+
+    def __repr__(self) -> str:
+        more = [f", {name}={value!r}" for name in ("api_key_env", "limits") if (value := getattr(self, name))]
+        return f"Upstream(model={self.model!r}{''.join(more)}, weight={self.weight:g})"
+
+
+class Route(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Several endpoints behind one name. Each is a model string or an Upstream.
+
+    `endpoints` are equals: a request goes to one that can take it now, and where it fails to another. `choose` says to
+    which, if several can: by "weighted" turns, or to the "least_loaded". With `sticky`, requests that begin alike (or
+    share `prompt_cache_key` or `user`) go to the same one while it can take them, for the sake of its prompt cache.
+
+    `fallbacks` are asked one after another where the endpoints before them cannot answer, for the reasons in `on`:
+    "rate_limit" (an interactive request would wait longer than `patience` seconds), "outage" (after `tries` attempts
+    that failed), "key" (refused, no credit), "not_found", and at once for "context_length" (the prompt is too long)
+    and "content_filter".
+    """
+
+    endpoints: tuple[Upstream, ...]
+    fallbacks: tuple[Upstream, ...] = ()
+    choose: Choice = "weighted"
+    sticky: bool = False
+    on: tuple[Reason, ...] = REASONS
+    tries: int = 2
+    patience: float = 10.0
+
+    def __post_init__(self) -> None:
+        for field in ("endpoints", "fallbacks"):
+            msgspec.structs.force_setattr(self, field, _upstreams(field, getattr(self, field)))
+        if not self.endpoints:
+            raise ConfigError("route.endpoints must name at least one model, such as ['openai/gpt-4o-mini']")
+        if self.choose not in get_args(Choice):
+            raise ConfigError(f"route.choose must be 'weighted' or 'least_loaded', not {self.choose!r}")
+        if not isinstance(self.sticky, bool):
+            raise ConfigError(f"route.sticky must be True or False, not {self.sticky!r}")
+        unknown = [reason for reason in self.on if reason not in REASONS]
+        if unknown:
+            raise ConfigError(f"route.on must be a list of {', '.join(REASONS)}; {unknown[0]!r} is none of them")
+        msgspec.structs.force_setattr(self, "on", tuple(self.on))
+        _number("route.tries", self.tries, at_least=1, whole=True, required=True, unit="attempts")
+        _number("route.patience", self.patience, at_least=0, required=True, unit="seconds")
+
+
+def _upstreams(field: str, given: object) -> tuple[Upstream, ...]:
+    if isinstance(given, str | Upstream) or not isinstance(given, Iterable):
+        raise ConfigError(f"route.{field} must be a list of model strings or Upstreams, not {given!r}")
+    found = []
+    for item in given:
+        if not isinstance(item, str | Upstream):
+            raise ConfigError(f"route.{field} must be a list of model strings or Upstreams; {item!r} is neither")
+        found.append(Upstream(model=item) if isinstance(item, str) else item)
+    return tuple(found)
 
 
 def _number(

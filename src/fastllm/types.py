@@ -16,7 +16,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from .answers import Choice, Embedding, Payload, Usage, decode_payload
-from .errors import ConfigError, InvalidRequestError, LLMError, MissingExtra
+from .errors import ConfigError, InvalidRequestError, LLMError, MissingExtra, Tried
 from .options import Timeout
 from .schema.base import Schema
 
@@ -238,8 +238,8 @@ class Response(msgspec.Struct, kw_only=True, eq=False):
 
     `body` is the JSON exactly as it came. Fields read like OpenAI's: `r.choices[0].message.content`, `r.data`,
     `r.output`; `r.text` is the answer's text in any of the shapes. `cached`, `attempts` (0 from a cache),
-    `endpoint` (who served it), `latency` in seconds and `request_id` tell how it came about. `cost` is in USD, 0.0
-    from a cache, None where the price is not known.
+    `endpoint` (who served it), `latency` in seconds and `request_id` tell how it came about, `history` which attempts
+    failed before. `cost` is in USD, 0.0 from a cache, None where the price is not known.
     """
 
     body: bytes
@@ -253,6 +253,7 @@ class Response(msgspec.Struct, kw_only=True, eq=False):
     cached: bool = False
     latency: float = 0.0
     cost: float | None = None
+    history: tuple[Tried, ...] = ()
     _payload: Payload | None = None
     _fields: dict[str, Any] | None = None
 

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from fastllm.engine.endpoint import Endpoint, Router
+from fastllm.engine.endpoint import Endpoint
 from fastllm.engine.engine import Engine
 from fastllm.engine.limiter import Limiter
+from fastllm.engine.router import Router
 from fastllm.errors import APIConnectionError, BudgetExceededError, LimitExceededError, RateLimitError, StoppedError
 from fastllm.options import Limits
 from fastllm.policy.budget import Budget

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from fastllm.engine.endpoint import Endpoint, Router
+from fastllm.engine.endpoint import Endpoint
 from fastllm.engine.limiter import Limiter
+from fastllm.engine.router import Router
 from fastllm.options import Limits
 from fastllm.providers.openai import OpenAIProvider
 from fastllm.testing.clock import VirtualClock, run_virtual

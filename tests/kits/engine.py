@@ -9,9 +9,10 @@ from typing import Any
 import msgspec
 
 from fastllm.cache.base import Cache
-from fastllm.engine.endpoint import Endpoint, Router
+from fastllm.engine.endpoint import Endpoint
 from fastllm.engine.engine import Engine
 from fastllm.engine.limiter import Limiter
+from fastllm.engine.router import Router
 from fastllm.jobs.workers import outcomes
 from fastllm.options import Limits, Retry, Timeout
 from fastllm.providers.openai import OpenAIProvider

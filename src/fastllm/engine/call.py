@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeVar
 
 import msgspec
 
 from ..clock import Clock, Deadline
-from ..errors import APITimeoutError, DeadlineExceededError, LLMError
+from ..errors import APITimeoutError, DeadlineExceededError, LLMError, Tried
 from ..options import Timeout
 from ..types import Request, Response
 from .endpoint import Endpoint
 from .flight import Flight
 from .limiter import Permit
+from .router import Tier, Tiers
 
 A = TypeVar("A")
+
+
+class OnRoute(Protocol):
+    """What the engine's steps ask of the way that a request is on, see `way.Way`."""
+
+    tier: Tier
+    tiers: Tiers
+
+    async def travel(
+        self,
+        first: Endpoint,
+        repeat: Callable[[Endpoint], Awaitable[A]],
+        look: Callable[[Tier], Awaitable[A | None]] | None,
+    ) -> A: ...
+    def leaves(self, endpoint: Endpoint, error: LLMError) -> bool: ...
+    def restart(self) -> None: ...
+    def patience(self, seconds: float) -> float: ...
 
 
 class Call(msgspec.Struct, eq=False):
@@ -28,11 +46,30 @@ class Call(msgspec.Struct, eq=False):
     excused: float = 0.0  # seconds that are not held against the deadline
     endpoint: Endpoint | None = None
     flight: Flight | None = None
+    way: OnRoute | None = None
+    tried: list[Tried] = []
     attempts: int = 0
+    counted: int = 0  # of them, those that count against `retry.attempts`
     spared: int = 0  # attempts that cost nothing, because their connection was stale: one at most
     whole: list[bool] | None = None  # with hedging: not empty once one of its streams has ended whole
     last: LLMError | None = None
     response: Response | None = None  # paid for: nothing that happens from then on may lose it
+
+    @property
+    def place(self) -> Tier | None:
+        """Where on its route it is."""
+        return self.way.tier if self.way is not None else None
+
+    def note(self, endpoint: Endpoint, error: LLMError) -> None:
+        """Write down an attempt that failed, once."""
+        if error is self.last and error.history:
+            return
+        self.last = error
+        tried = Tried(
+            endpoint=endpoint.name, error=type(error).__name__, status_code=error.status_code, code=error.code
+        )
+        self.tried = [*self.tried, tried]
+        error.history = tuple(self.tried)
 
     def excuse(self, now: float) -> float:
         """From here to `hold` the time of a batch request does not count. Gives `now`."""
@@ -73,5 +110,6 @@ def too_late(call: Call) -> DeadlineExceededError:
         request_id=last.request_id if last is not None else None,
     )
     error.attempts = call.attempts
+    error.history = tuple(call.tried)
     error.endpoint = call.endpoint.name if call.endpoint is not None else ""
     return error

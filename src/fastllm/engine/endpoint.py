@@ -1,11 +1,10 @@
-"""Endpoint: a dialect at a base URL with one key and one model, and its limits. Router: from a model's name to it."""
+"""Endpoint: a dialect at a base URL with one key and one model, and its limits."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 
 from ..answers import Usage
@@ -95,6 +94,11 @@ class Endpoint:
         self._warned = False
         self._out_since: float | None = None  # an outage that was told of
         self.scope = scope(provider.name, target.base_url, target.headers, namespace)
+
+    @property
+    def model(self) -> str:
+        """The model's name on the wire."""
+        return self.target.model
 
     def adapted(self, request: Request) -> Request:
         """Give the request without what this endpoint has refused before."""
@@ -276,53 +280,3 @@ def _secrets(target: Target) -> tuple[str, ...]:
     found = (line.partition(b": ") for line in target.headers.encoded.split(b"\r\n"))
     values = (value.decode("latin-1").split() for name, _, value in found if _KEY_HEADER.search(name))
     return tuple(words[-1] for words in values if words and len(words[-1]) >= _SHORTEST_KEY)
-
-
-Resolve = Callable[[str], Awaitable[Endpoint]]
-
-
-class Router:
-    """Knows the endpoint of every model asked for so far; `resolve` makes a new one (and may start a model).
-
-    Spellings of one model (`gpt-4o`, `openai/gpt-4o`, `openai:gpt-4o`) that lead to the same place have one endpoint,
-    the first, because a limit belongs to the place and not to how it is called.
-    """
-
-    def __init__(self, resolve: Resolve) -> None:
-        self._resolve = resolve
-        self._by_model: dict[str, Endpoint] = {}
-        self._by_place: dict[tuple[str, str, str, bytes], Endpoint] = {}
-        self._resolving: dict[str, asyncio.Future[Endpoint]] = {}
-
-    def pick(self, model: str) -> Endpoint | None:
-        """Give the model's endpoint if it is known; otherwise await `resolve`."""
-        return self._by_model.get(model)
-
-    async def resolve(self, model: str) -> Endpoint:
-        """Make the endpoint for a model, once however many ask for it together. Raises ConfigError."""
-        under_way = self._resolving.get(model)
-        if under_way is None:
-            under_way = asyncio.ensure_future(self._find(model))
-            self._resolving[model] = under_way
-            under_way.add_done_callback(lambda future: self._resolved(model, future))
-        # Shielded: one caller that goes away must not take the start of a model from the others.
-        return await asyncio.shield(under_way)
-
-    async def _find(self, model: str) -> Endpoint:
-        made = await self._resolve(model)
-        target = made.target
-        place = (made.provider.name, target.base_url, target.model, target.headers.encoded)
-        return self._by_place.setdefault(place, made)
-
-    def _resolved(self, model: str, future: asyncio.Future[Endpoint]) -> None:
-        del self._resolving[model]
-        if not future.cancelled() and future.exception() is None:
-            self._by_model[model] = future.result()
-
-    @property
-    def endpoints(self) -> list[Endpoint]:
-        """Each endpoint once, in the order in which they were made."""
-        return list(self._by_place.values())
-
-    def __repr__(self) -> str:
-        return f"<Router {', '.join(e.name for e in self.endpoints) or 'no endpoint yet'}>"

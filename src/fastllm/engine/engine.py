@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 import msgspec
 from msgspec import UNSET
@@ -25,21 +26,22 @@ from ..errors import (
 from ..options import Retry, Timeout
 from ..policy import backoff
 from ..policy.budget import Budget
-from ..policy.fingerprint import canonical, fingerprint
 from ..policy.headers import NOTHING, Hints, body_hints, read_hints
 from ..policy.tokens import Estimate
 from ..transport.base import HTTPStream, Transport
 from ..types import HTTPRequest, HTTPResponse, Request, Response
 from . import parking
 from .call import Call, in_time, too_late
-from .endpoint import Endpoint, Router
+from .endpoint import Endpoint
 from .events import AttemptFailed, Event, Observer, RequestDone
 from .flight import Flight, Terms
 from .hedge import A, Race, latencies, spare_permit
 from .limiter import ParkedError, Permit
+from .router import Router, Tier, address
 from .stats import Snapshot, Stats, snapshot_of
 from .stream import Stream, replayed
 from .underway import UnderWay
+from .way import begin
 
 logger = logging.getLogger("fastllm")
 
@@ -47,6 +49,7 @@ PURSE_WAIT = 0.5  # seconds between looks at money that is held for others
 RETRY_WAIT = 1.0  # and at a retry budget that is used up
 
 
+Look = Callable[[Tier], Awaitable[A | None]]
 Attempt = Callable[[Call, Endpoint, HTTPRequest, Permit], Awaitable[A]]
 
 
@@ -107,7 +110,7 @@ class Engine:
             with call.deadline:
                 endpoint = call.endpoint = self.router.pick(request.model) or await self._resolve(call)
                 if self.cache is None:
-                    response: Response = await self._repeat(call, endpoint, self._send)
+                    response: Response = await self._attempts(call, endpoint, self._send)
                 else:
                     response = await self._share(call, endpoint, self.cache)
         except LLMError as error:
@@ -130,14 +133,14 @@ class Engine:
             with call.deadline:
                 endpoint = call.endpoint = self.router.pick(request.model) or await self._resolve(call)
                 if self.cache is not None:
-                    text, key = _address(request, endpoint)
+                    text, key = address(request, call.place or endpoint)
                     hit = await self.cache.get(key, text)
                     if hit is not None:
                         self.stats.cached += 1
                         self.stats.ok += 1
                         self._done(request, hit, None, call.began)
                         return replayed(hit, endpoint.provider.replay(hit, request))
-                stream: Stream = await self._repeat(call, endpoint, self._open)
+                stream: Stream = await self._attempts(call, endpoint, self._open)
         except LLMError as error:
             self._failed(call, error)
             raise
@@ -155,13 +158,17 @@ class Engine:
         """Have the endpoint made. It may start a model, and a batch waits for that as it waits in a queue."""
         waited = call.excuse(self.clock.now())
         try:
-            return await self.router.resolve(call.request.model)
+            tiers = self.router.route(call.request.model)
+            if tiers is None:
+                return await self.router.resolve(call.request.model)
+            return await begin(tiers, call)
         finally:
             call.hold(self.clock.now() - waited)
 
     async def _share(self, call: Call, endpoint: Endpoint, cache: Cache) -> Response:
         """Steps 1, 2 and 4: look up, join an identical request or lead it, and keep the answer."""
-        text, key = _address(call.request, endpoint)
+        place = call.place or endpoint
+        text, key = address(call.request, place)
         batch = call.request.priority > 0
         flight = self._flights.get(key)
         if flight is None:
@@ -180,11 +187,15 @@ class Engine:
                 self.stats.cached += 1
                 self.stats.ok += 1
             else:
-                response = await self._repeat(call, endpoint, self._send)
+                look = partial(self._kept, cache, call.request)
+                response = await self._attempts(call, endpoint, self._send, look)
                 if response is flight.answer:
                     return self._joined(response)
                 call.response = response
-                await cache.put(key, text, response)
+                if call.place is not None and call.place is not place:  # a fallback's answer is kept as its own
+                    text, key = address(call.request, call.place)
+                if not response.cached:
+                    await cache.put(key, text, response)
         except LLMError as error:
             if flight.answer is not None:
                 return self._joined(flight.answer)
@@ -211,12 +222,32 @@ class Engine:
             call.hold(self.clock.now() - waited)
 
     def _terms(self, call: Call, endpoint: Endpoint) -> Terms:
-        return endpoint, self.retry, call.timeout
+        return call.way.tiers if call.way is not None else endpoint, self.retry, call.timeout
 
     def _joined(self, landed: Response) -> Response:
         self.stats.joined += 1
         self.stats.ok += 1
         return msgspec.structs.replace(landed, cached=True, attempts=0, latency=0.0, cost=0.0)
+
+    def _attempts(
+        self,
+        call: Call,
+        endpoint: Endpoint,
+        once: Attempt[A],
+        look: Callable[[Tier], Awaitable[A | None]] | None = None,
+    ) -> Awaitable[A]:
+        """Step 3; on a route at one endpoint after another, where `look` finds what a fallback has answered before."""
+        if call.way is None:
+            return self._repeat(call, endpoint, once)
+        return call.way.travel(endpoint, lambda other: self._repeat(call, other, once), look)
+
+    async def _kept(self, cache: Cache, request: Request, place: Tier) -> Response | None:
+        text, key = address(request, place)
+        hit = await cache.get(key, text)
+        if hit is not None:
+            self.stats.cached += 1
+            self.stats.ok += 1
+        return hit
 
     async def _repeat(self, call: Call, endpoint: Endpoint, attempt_once: Attempt[A]) -> A:
         """Step 3: attempt until there is an answer, a final error, or no time left."""
@@ -224,7 +255,6 @@ class Engine:
         sent = endpoint.adapted(request)
         http = endpoint.provider.encode(sent, endpoint.target)
         estimate = endpoint.estimator.estimate(request)
-        counted = 0
         while True:
             permit = endpoint.limiter.try_acquire(estimate, request.priority)
             if permit is None:
@@ -245,7 +275,7 @@ class Engine:
                     once = attempt_once(call, endpoint, http, permit)
                     response = await in_time(self.clock, call, endpoint, permit, once)
             except LLMError as error:
-                call.last = error
+                call.note(endpoint, error)
                 error.attempts, error.endpoint = call.attempts, endpoint.name
                 if not call.spared and backoff.is_stale(error):
                     call.spared = 1
@@ -258,10 +288,18 @@ class Engine:
                     self._missed(call, endpoint, error, 0.0)
                     continue
                 patient = request.priority > 0 and self.retry.patient and endpoint.patient(error)
-                counted += not patient
-                await self._back_off(call, endpoint, error, counted, patient=patient)
+                call.counted += not patient
+                if call.way is not None and call.way.leaves(endpoint, error):
+                    self._missed(call, endpoint, error, 0.0)
+                    raise
+                await self._back_off(call, endpoint, error, call.counted, patient=patient)
+                if call.way is not None:
+                    call.way.restart()
+                    raise
             else:
                 response.attempts, response.endpoint = call.attempts, endpoint.name
+                if call.tried:
+                    response.history = tuple(call.tried)
                 return response
 
     async def _hedged(
@@ -296,13 +334,15 @@ class Engine:
         request = call.request
         batch = request.priority > 0
         patience = parking.patience(self.retry, batch=batch)
+        if call.way is not None:
+            patience = call.way.patience(patience)
         self.stats.waiting += 1
         # Where nobody has ever answered, waiting is not excused: it is no outage.
         breaker = endpoint.limiter.breaker
         waited = call.excuse(self.clock.now()) if breaker.proven or not breaker.opened else None
         try:
             while True:
-                parking.check(endpoint, self.retry, self.clock, batch=batch)
+                parking.check(endpoint, patience, self.clock, batch=batch)
                 try:
                     return await endpoint.limiter.acquire(
                         estimate,
@@ -416,7 +456,7 @@ class Engine:
 
         async def keep(response: Response) -> None:
             if self.cache is not None:
-                text, key = _address(request, endpoint)
+                text, key = address(request, call.place or endpoint)
                 await self.cache.put(key, text, response)
 
         decoder = endpoint.provider.decoder(request)
@@ -556,9 +596,3 @@ class Engine:
 
     def __repr__(self) -> str:
         return f"<Engine {self.router!r} {self.stats!r} cache={self.cache!r}>"
-
-
-def _address(request: Request, endpoint: Endpoint) -> tuple[bytes, bytes]:
-    """Give the canonical request and the key under which its answer is kept."""
-    text = canonical(request, endpoint.target.model)
-    return text, fingerprint(text) + endpoint.scope

@@ -33,6 +33,7 @@ TRIAL = "trial"  # what holds requests back while one finds out whether the key 
 STARVING = 60.0  # seconds after which a batch request whose turn it is lets nobody pass
 PROOF = 0.25  # seconds for which a batch's first attempt goes alone: a refused key answers sooner than a model
 CONDEMNED = 60.0  # seconds until a refused key may be tried again
+SLOWEST = 0.1  # answers a second that are expected of anybody
 NOBODY = 5.0  # seconds until an address where nobody answered may be tried again
 _SLACK = 0.005  # seconds: what a late timer missed of the spreading may be made up for
 _CEILING = 4096  # attempts in flight where nobody set a limit; the system's own limit may be lower
@@ -240,6 +241,20 @@ class Limiter:
             return None
         self._held = FREE
         return self._grant(now, need)
+
+    def outlook(self, need: Estimate, priority: int = 0) -> float:
+        """Give the seconds until a request that came now would probably be let in: 0 for at once, inf while the key or
+        the address is known to be no good."""
+        now = self._clock.now()
+        if self._condemned is not None and now < self._until:
+            return INF
+        ahead = len(self._queues[0]) + (len(self._queues[1]) if priority else 0)
+        held = self._held_by(now, need, priority)
+        if not held and not ahead:
+            return 0.0
+        when = self._when(now, need, priority, held) if held else now
+        known = 0.0 if when == INF else max(0.0, when - now)
+        return known + (ahead + 1) / max(self.learner.answers.value, SLOWEST)
 
     def _held_by(self, now: float, need: Estimate, priority: int) -> str:
         """Name what holds a request back now; FREE if nothing does."""

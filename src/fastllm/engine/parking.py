@@ -15,10 +15,10 @@ def patience(retry: Retry, *, batch: bool) -> float:
     return max(retry.retry_after_cap, retry.park_cap) if batch and retry.patient else retry.retry_after_cap
 
 
-def check(endpoint: Endpoint, retry: Retry, clock: Clock, *, batch: bool) -> None:
-    """Fail at once where it would take too long."""
+def check(endpoint: Endpoint, most: float, clock: Clock, *, batch: bool) -> None:
+    """Fail at once where it would take longer than `most` seconds."""
     seconds = endpoint.limiter.parked_for
-    if seconds <= patience(retry, batch=batch):
+    if seconds <= most:
         return
     text = f"not sent: {blocked_until(endpoint, clock, seconds)}"
     if batch:

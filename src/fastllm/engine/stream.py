@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
 from ..clock import Deadline
-from ..errors import DeadlineExceededError, FastLLMError, LLMError
+from ..errors import DeadlineExceededError, FastLLMError, LLMError, Tried
 from ..providers.base import Decoder
 from ..schema.base import Schema
 from ..transport.base import HTTPStream
@@ -56,6 +56,7 @@ class Stream:
     ) -> None:
         self.attempts = 1
         self.endpoint = ""
+        self.history: tuple[Tried, ...] = ()  # the attempts that failed before
         self.cached = False
         self.schema: Schema[Any] | None = None
         self.began = False
@@ -124,7 +125,7 @@ class Stream:
         if self._response is None:
             assert self._decoder is not None
             response = self._decoder.response()
-            response.attempts, response.endpoint = self.attempts, self.endpoint
+            response.attempts, response.endpoint, response.history = self.attempts, self.endpoint, self.history
             if self._ended is not None:
                 return response
             self._response = response
