@@ -110,6 +110,9 @@ def too_late(call: Call) -> DeadlineExceededError:
         request_id=last.request_id if last is not None else None,
     )
     error.attempts = call.attempts
-    error.history = tuple(call.tried)
+    tried = list(call.tried)
+    if call.endpoint is not None and call.attempts > len(tried):  # the one that was under way
+        tried.append(Tried(endpoint=call.endpoint.name, error=type(error).__name__, code=error.code))
+    error.history = tuple(tried)
     error.endpoint = call.endpoint.name if call.endpoint is not None else ""
     return error

@@ -161,7 +161,7 @@ class Engine:
             tiers = self.router.route(call.request.model)
             if tiers is None:
                 return await self.router.resolve(call.request.model)
-            return await begin(tiers, call)
+            return await begin(tiers, call, self.stats)
         finally:
             call.hold(self.clock.now() - waited)
 
@@ -461,7 +461,7 @@ class Engine:
 
         decoder = endpoint.provider.decoder(request)
         stream = Stream(source, decoder, deadline=deadline, ended=ended, keep=keep)
-        stream.endpoint = endpoint.name
+        stream.endpoint, stream.attempts, stream.history = endpoint.name, call.attempts, tuple(call.tried)
         return stream
 
     def _settle(self, endpoint: Endpoint, request: Request, permit: Permit, response: Response) -> None:

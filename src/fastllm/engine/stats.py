@@ -23,7 +23,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """The counters at one moment. Tokens as the providers' `usage` told them; `elapsed` in seconds.
 
     `done` = `ok` + `failed`; `cached` and `joined` (identical request already under way) are part of `ok`, and of
-    `misfits`: answers that did not fit their schema, which is neither success nor failure yet.
+    `misfits`: answers that did not fit their schema, or that a filter cut off where a fallback was asked, which is
+    neither success nor failure yet.
     `attempts` counts what was sent, `retries` those after the first, `hedges` those sent beside one that was late,
     `rate_limited` answers of 429.
     `cost_usd` is what the answers cost by their usage and the price table; None where a price or usage is not known.
@@ -148,6 +149,11 @@ class Stats:
         """An answer that was counted does not fit its schema: it is asked for again, or counted as a failure."""
         self.ok -= 1
         self.misfits += 1
+
+    def fits_after_all(self) -> None:
+        """Take that back: there was no better answer."""
+        self.misfits -= 1
+        self.ok += 1
 
     def unfail(self, error: BaseException) -> None:
         """Take back a failure: the request ends in another one."""

@@ -43,6 +43,7 @@ from ..types import Response
 from .call import Call
 from .endpoint import Endpoint
 from .router import INF, Tier, Tiers
+from .stats import Stats
 
 A = TypeVar("A")
 
@@ -76,12 +77,13 @@ class Way:
     """The state of one request on a route. `tier` is where it is now."""
 
     __slots__ = (
-        "_call", "_cause", "_failed", "_hurried", "_index", "_kept", "_move", "_patient", "_timeout", "_tries", "tier",
-        "tiers",
+        "_call", "_cause", "_failed", "_hurried", "_index", "_kept", "_move", "_patient", "_stats", "_timeout",
+        "_tries", "tier", "tiers",
     )  # fmt: skip
 
-    def __init__(self, tiers: Tiers, tier: Tier, call: Call) -> None:
+    def __init__(self, tiers: Tiers, tier: Tier, call: Call, stats: Stats) -> None:
         self.tiers = tiers
+        self._stats = stats
         self._call = call
         self._timeout = call.timeout
         self.tier = tier
@@ -110,9 +112,9 @@ class Way:
                     if answer is None:
                         answer = await repeat(endpoint)
                     if not self._filtered(answer):
+                        self._kept = None
                         return answer
-                    self._kept = answer
-                    self._move = self._index + 1
+                    self._keep(answer)
                 except LLMError as error:
                     self._call.note(endpoint, error)
                     if self._move is None and not self._passes_over(error) and not self.leaves(endpoint, error):
@@ -125,6 +127,14 @@ class Way:
                 endpoint = await self._moved()
         finally:
             self._call.timeout = self._timeout
+            if self._kept is not None:
+                self._stats.fits_after_all()
+
+    def _keep(self, answer: Any) -> None:
+        """Have it at hand should nobody else answer, or the time run out: it was paid for."""
+        self._stats.misfit()
+        self._kept = self._call.response = answer
+        self._move = self._index + 1
 
     def leaves(self, endpoint: Endpoint, error: LLMError) -> bool:
         """Tell whether to ask somebody else now instead of waiting here; `travel` then goes there."""
@@ -222,12 +232,9 @@ class Way:
         return self._move is not None
 
     def _filtered(self, answer: object) -> bool:
-        filtered = isinstance(answer, Response) and answer.finish_reason == "content_filter"
-        if filtered and not self._has_next("content_filter"):
+        if not isinstance(answer, Response) or answer.finish_reason != "content_filter":
             return False
-        if filtered and isinstance(answer, Response):
-            self._call.response = answer  # it was paid for, should the time run out
-        return filtered
+        return self._has_next("content_filter")
 
     def _bound(self, endpoint: Endpoint) -> None:
         """While there is somebody else to ask, one attempt may take half of the time that is left."""
@@ -244,8 +251,8 @@ class Way:
         return f"<Way tier {self._index} of {len(self.tiers)}, {len(self._failed)} failed>"
 
 
-async def begin(tiers: Tiers, call: Call) -> Endpoint:
+async def begin(tiers: Tiers, call: Call, stats: Stats) -> Endpoint:
     """Put a request on a route, and give the endpoint that is to be asked first. ConfigError where there is none."""
-    way = Way(tiers, await tiers.begin(), call)
+    way = Way(tiers, await tiers.begin(), call, stats)
     call.way = way
     return await way.choose()
