@@ -9,6 +9,7 @@ from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from fastllm import build
@@ -18,7 +19,7 @@ from fastllm.cache.disk import DiskCache
 from fastllm.cache.memory import InMemoryCache, MemoryStore
 from fastllm.engine.endpoint import Endpoint
 from fastllm.errors import APIConnectionError, ConfigError, MissingKeyError, UnknownProviderError
-from fastllm.options import CachePolicy, Limits
+from fastllm.options import CachePolicy, Limits, Route, Upstream
 from fastllm.providers.openai import OpenAIProvider
 from fastllm.transport.scripted import ScriptedTransport
 from fastllm.types import HTTPResponse, Request
@@ -50,9 +51,9 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     )
     monkeypatch.setattr(EntryPoint, "load", lambda self: globals()[self.attr])
     monkeypatch.setattr(build, "entry_points", lambda **params: found.select(**params))
-    build.known_providers.cache_clear()
+    build.installed_providers.cache_clear()
     yield
-    build.known_providers.cache_clear()
+    build.installed_providers.cache_clear()
 
 
 async def resolve(model: str, **options: Any) -> Endpoint:
@@ -145,10 +146,10 @@ def test_no_key_shows_in_the_options() -> None:
 def test_the_entry_points_are_read_once_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[Any] = []
     monkeypatch.setattr(build, "entry_points", lambda **params: reads.append(params) or EntryPoints())
-    build.known_providers.cache_clear()
+    build.installed_providers.cache_clear()
     for _ in range(100):
         wire_model("openai/gpt")
-    build.known_providers.cache_clear()
+    build.installed_providers.cache_clear()
     assert len(reads) == 1
 
 
@@ -233,3 +234,110 @@ async def test_an_answers_model_name_is_the_vendors(monkeypatch: pytest.MonkeyPa
     answer = await made.execute(Request.of({"messages": [], "model": "groq/llama", "z": 1}))
     assert sent == [b'{"messages":[],"model":"llama","z":1}'] and answer.endpoint == "groq/llama"
     await made.aclose()
+
+
+async def test_azure_takes_its_key_in_a_header_of_its_own_and_its_address_from_the_resource(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AZURE_OPENAI_API_KEY", "azure-key")
+    monkeypatch.setenv("AZURE_OPENAI_RESOURCE", "ours")
+    endpoint = await resolve("azure/gpt-4o")
+    assert endpoint.target.base_url == "https://ours.openai.azure.com/openai/v1"
+    assert endpoint.target.headers["api-key"] == "azure-key" and "authorization" not in endpoint.target.headers
+    assert "azure-key" not in repr(endpoint.target.headers)
+
+
+async def test_an_address_whose_variable_is_missing_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_BEARER_TOKEN_BEDROCK", "k")
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_BEDROCK_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError, match="set AWS_REGION or AWS_DEFAULT_REGION, or AWS_BEDROCK_BASE_URL to"):
+        await resolve("bedrock/openai.gpt-oss-20b")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+    endpoint = await resolve("bedrock/openai.gpt-oss-20b")
+    assert endpoint.target.base_url == "https://bedrock-mantle.eu-west-1.api.aws/v1"
+
+
+async def test_what_a_vendor_calls_otherwise_is_known_without_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MISTRAL_API_KEY", "k")
+    for mode in ("adapt", "refuse"):
+        endpoint = await resolve("mistral/mistral-small", unsupported_params=mode)
+        request = Request.of({"model": "x", "messages": [], "seed": 7, "max_completion_tokens": 9})
+        body = msgspec.json.decode(endpoint.adapted(request).body)
+        assert body == {"model": "x", "messages": [], "random_seed": 7, "max_tokens": 9}
+
+
+async def test_the_endpoints_of_a_route_have_their_own_keys_addresses_and_limits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "first-key")
+    monkeypatch.setenv("SECOND", "second-key")
+    route = Route(
+        endpoints=[
+            "openai/gpt-4o",
+            Upstream(model="openai/gpt-4o", api_key_env="SECOND", limits=Limits(rpm=7)),
+            Upstream(model="anthropic/claude", base_url="https://proxy.example", api_key="third-key"),
+            Upstream(model="mine", base_url="http://localhost:9/v1"),
+        ]
+    )
+    made = engine(EngineOptions(routes={"chat": route}))
+    try:
+        tiers = made.router.route("chat")
+        assert tiers is not None
+        members = [member.endpoint for member in (await tiers.begin()).members]
+    finally:
+        await made.aclose()
+    assert [member.name for member in members] == [
+        "openai/gpt-4o", "openai/gpt-4o (SECOND)", "anthropic/claude", "mine at localhost:9",
+    ]  # fmt: skip
+    keys = [member.target.headers.get("authorization") or member.target.headers.get("x-api-key") for member in members]
+    assert keys == ["Bearer first-key", "Bearer second-key", "third-key", None]
+    assert members[2].provider.name == "anthropic" and members[2].target.base_url == "https://proxy.example"
+    assert "second-key" not in repr(route) and "third-key" not in repr(route)
+    assert "7 requests a minute" in members[1].limiter.describe()
+
+
+@pytest.mark.parametrize(
+    ("upstream", "message"),
+    [
+        (Upstream(model="openai/x", api_key_env="NOT_SET_AT_ALL"), "NOT_SET_AT_ALL is not set or empty"),
+        (Upstream(model="groq/x"), "no API key for groq: set GROQ_API_KEY"),
+        (Upstream(model="local/smollm2", limits=Limits(rpm=1)), "'local/smollm2' cannot have limits of its own"),
+        (Upstream(model="opnai/x"), "no provider 'opnai'"),
+        (Upstream(model="openai/x", base_url="localhost"), "base_url must begin with http"),
+    ],
+)
+async def test_a_route_says_at_its_first_use_what_is_wrong_even_with_its_fallbacks(
+    monkeypatch: pytest.MonkeyPatch, upstream: Upstream, message: str
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    monkeypatch.delenv("GROQ_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    made = engine(EngineOptions(routes={"chat": Route(endpoints=["openai/gpt-4o"], fallbacks=[upstream])}))
+    with pytest.raises(ConfigError, match=message):
+        await made.execute(Request.of({"model": "chat", "messages": []}))
+    await made.aclose()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Route(endpoints=[]), "route.endpoints must name at least one model"),
+        (lambda: Route(endpoints="openai/x"), "route.endpoints must be a list of model strings or Upstreams"),
+        (lambda: Route(endpoints=["a"], fallbacks=[5]), "route.fallbacks .* 5 is neither"),
+        (
+            lambda: Route(endpoints=["a"], on=["rain"]),
+            "route.on must be a list of .*'rain' is none",
+        ),
+        (lambda: Route(endpoints=["a"], choose="random"), "route.choose must be 'weighted' or 'least_loaded'"),
+        (lambda: Route(endpoints=["a"], tries=0), "route.tries must be a whole number of attempts of at least 1"),
+        (lambda: Upstream(model=""), "upstream.model must name a model"),
+        (lambda: Upstream(model="a", weight=0), "upstream.weight must be .* greater than 0"),
+        (lambda: Upstream(model="a", api_key="k", api_key_env="K"), "both api_key and api_key_env"),
+        (lambda: engine(EngineOptions(routes={"": Route(endpoints=["a"])})), "non-empty text"),
+        (lambda: engine(EngineOptions(routes={"chat": ["a"]})), r"routes\['chat'\] must be a Route"),
+    ],
+)
+def test_an_impossible_route_is_refused(make: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from fastllm.errors import ConfigError
-from fastllm.options import Limits, Retry, Timeout
-from fastllm.settings import SETTINGS, load_settings, unknown_variables
+from fastllm.options import Limits, Retry, Timeout, Upstream
+from fastllm.providers.vendors import VENDORS
+from fastllm.settings import SETTINGS, Settings, load_settings, unknown_variables
 
 
-def load(tmp_path: Path, toml: str = "", environ: dict[str, str] | None = None, **flags: str) -> object:
+def load(tmp_path: Path, toml: str = "", environ: dict[str, str] | None = None, **flags: str) -> Settings:
     (tmp_path / "fastllm.toml").write_text(toml)
     return load_settings(flags, environ=environ or {}, directory=tmp_path)
 
@@ -140,3 +141,66 @@ def test_variables_that_are_no_setting_are_named() -> None:
         "PATH": "y",
     }
     assert unknown_variables(environ) == ["FASTLLM_CONCURENCY (did you mean FASTLLM_CONCURRENCY?)"]
+
+
+def test_routes_and_vendors_stand_in_the_file_as_tables(tmp_path: Path, own_vendors: None) -> None:
+    toml = """
+model = "chat"
+[routes.chat]
+endpoints = ["openai/gpt-4o-mini", { model = "acme/big", api_key_env = "SECOND", weight = 2, limits = { rpm = 9 } }]
+fallbacks = ["anthropic/claude-haiku-4-5"]
+on = ["outage", "context_length"]
+sticky = true
+[vendors.acme]
+base_url = "https://llm.acme.example/v1"
+key_env = "ACME_KEY"
+params = { max_completion_tokens = "max_tokens" }
+"""
+    settings = load(tmp_path, toml)
+    route = settings.routes["chat"]
+    assert route.endpoints == (
+        Upstream(model="openai/gpt-4o-mini"),
+        Upstream(model="acme/big", api_key_env="SECOND", weight=2, limits=Limits(rpm=9)),
+    )
+    assert route.fallbacks == (Upstream(model="anthropic/claude-haiku-4-5"),)
+    assert route.sticky and route.on == ("outage", "context_length")
+    assert VENDORS["acme"] is settings.vendors[0]
+    assert VENDORS["acme"].key_env == ("ACME_KEY",) and VENDORS["acme"].key_required
+
+
+@pytest.mark.parametrize(
+    ("toml", "message"),
+    [
+        ("[routs.chat]\nendpoints = ['a']", r"unknown setting 'routs' in .*; did you mean 'routes'\?"),
+        ("[routes.chat]", r"routes.chat in .*route.endpoints must name at least one model"),
+        ("[routes.chat]\nendpoints = 'a'", r"routes.chat in .*: endpoints must be a list of model names or tables"),
+        ("[routes.chat]\nendpoints = [5]", r"routes.chat in .*Expected `object`, got `int` - at `\$.endpoints\[0\]`"),
+        ("[routes.chat]\nendpoint = ['a']", r"unknown field `endpoint`.*; did you mean 'endpoints'\?"),
+        ("[routes.chat]\nendpoints = [{model = 'a', wieght = 2}]", r"did you mean 'weight'\?"),
+        (
+            "[routes.chat]\nendpoints = [{model = 'a', weight = -1}]",
+            r"upstream.weight must be .* greater than 0, not -1",
+        ),
+        ("[routes.chat]\nendpoints = [{model = 'a', limits = {rmp = 1}}]", r"unknown field `rmp`.*did you mean 'rpm'"),
+        ("[routes.chat]\nendpoints = [{model = 'a', api_key = 'sk-1'}]", r"must not hold keys; api_key_env names"),
+        ("[routes.chat]\nendpoints = ['a']\non = ['outrage']", r"route.on|Invalid enum value 'outrage'"),
+        ("routes = 5", r"routes in .* must be tables: \[routes.NAME\]"),
+        ("[vendors.acme]", r"vendors.acme in .*base_url must begin with http"),
+        ("[vendors.Acme]\nbase_url = 'https://a'", r"a vendor's name must be of a-z"),
+        ("[vendors.local]\nbase_url = 'https://a'", r"not 'local'"),
+        (
+            "[vendors.acme]\nbase_url = 'https://a'\nkeyenv = 'A'",
+            r"unknown field `keyenv`; its fields are name, base_url",
+        ),
+        (
+            "[vendors.acme]\nbase_url = 'https://a'\nkey_env = 'sk-123'",
+            r"key_env must name environment variables \(not",
+        ),
+    ],
+)
+def test_a_bad_table_is_named_with_what_would_be_right(
+    tmp_path: Path, own_vendors: None, toml: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(tmp_path, toml)
+    assert "sk-1" not in str(caught.value)

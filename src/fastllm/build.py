@@ -31,7 +31,7 @@ from .policy.parameters import Parameters, UnsupportedParams
 from .policy.pricing import Price, PriceTable
 from .policy.purse import Purse, UnknownPrice
 from .providers.base import Provider
-from .providers.vendors import VENDORS, Vendor, split_model
+from .providers.vendors import LOCAL, VENDORS, Vendor, split_model
 from .transport.base import Transport
 from .transport.descriptors import connection_limit
 from .types import Headers, Target, _without_secrets
@@ -43,8 +43,8 @@ DIALECTS = {
 }
 CACHES = {"memory": "fastllm.cache.memory:InMemoryCache", "disk": "fastllm.cache.disk:DiskCache"}
 TRANSPORT = "fastllm.transport.http:HTTPTransport"
-LOCAL = "local"
 DEFAULT_VENDOR = "openai"
+_IN_BRACES = re.compile(r"\{([A-Z0-9_|]+)\}")
 NOBODY = Vendor(name="")  # behind a base_url of the user's own
 STARTING = 5.0  # seconds that closing waits for models which are being started
 
@@ -254,9 +254,14 @@ def load(where: str) -> Any:
 
 
 @functools.cache  # reading the entry points takes milliseconds; what is installed does not change under a process
+def installed_providers() -> frozenset[str]:
+    """The names that installed packages gave their dialects."""
+    return frozenset(entry.name for entry in entry_points(group="fastllm.providers"))
+
+
 def known_providers() -> frozenset[str]:
     """The names that may stand before the / or : of a model string."""
-    return frozenset(VENDORS) | {LOCAL} | {entry.name for entry in entry_points(group="fastllm.providers")}
+    return installed_providers() | VENDORS.keys() | {LOCAL}
 
 
 def price_table(path: str | os.PathLike[str] | None) -> PriceTable:
@@ -330,9 +335,7 @@ class _Resolver:
         if upstream is not None and upstream.api_key_env is not None:
             key = os.environ.get(upstream.api_key_env)
             if not key:
-                raise MissingKeyError(
-                    f"no API key for {upstream.model}: the variable {upstream.api_key_env} is not set"
-                )
+                raise MissingKeyError(f"no API key for {upstream.model}: {upstream.api_key_env} is not set or empty")
             return _key(key)
         given = upstream.api_key if upstream is not None else None
         key = given or self._options.api_key or next((os.environ[k] for k in vendor.key_env if os.environ.get(k)), None)
@@ -344,10 +347,8 @@ class _Resolver:
         return key
 
     def _address_of(self, vendor: Vendor) -> str:
-        base_url = (vendor.base_url_env and os.environ.get(vendor.base_url_env)) or vendor.base_url
-        if not base_url:
-            raise ConfigError(f"{vendor.name} has no address of its own: give base_url=… or set {vendor.base_url_env}")
-        return base_url
+        given = vendor.base_url_env and os.environ.get(vendor.base_url_env)
+        return given or address_of(vendor, os.environ)
 
     def _unknown(self, model: str) -> str:
         """OpenAI's own models have no / in their names, so before one stood the name of a provider."""
@@ -412,7 +413,10 @@ class _Resolver:
     ) -> Endpoint:
         base_url = _address("base_url", base_url)
         provider = self._dialect(dialect)
-        headers = provider.headers(key, {**vendor.headers, **self._options.default_headers})
+        more = {**vendor.headers, **self._options.default_headers}
+        if vendor.key_header is not None and key is not None:
+            more, key = {vendor.key_header: key, **more}, None
+        headers = provider.headers(key, more)
         who = next((v for v in VENDORS.values() if v.base_url == base_url.rstrip("/")), vendor)
         target = Target(base_url=base_url.rstrip("/"), model=model, headers=headers, schemas=who.schemas)
         limiter = Limiter(limits or self._options.limits or Limits(), self._clock, ceiling=connection_limit())
@@ -430,7 +434,7 @@ class _Resolver:
             limit_names=vendor.limit_names,
             price=price,
             purse=purse,
-            parameters=Parameters() if self._options.unsupported_params == "adapt" else None,
+            parameters=Parameters(who.params, learns=self._options.unsupported_params == "adapt"),
         )
 
     def _price(self, vendor: Vendor, target: Target) -> tuple[str, Price | None]:
@@ -467,6 +471,20 @@ class _Resolver:
         for error in found:
             if error is not None:
                 raise error
+
+
+def address_of(vendor: Vendor, environ: Mapping[str, str]) -> str:
+    """Give a vendor's address with the variables in it. ConfigError names those that are not set."""
+
+    def value(match: re.Match[str]) -> str:
+        found = next((environ[name] for name in match[1].split("|") if environ.get(name)), None)
+        if found is None:
+            names = match[1].replace("|", " or ")
+            other = f", or {vendor.base_url_env} to its whole address" if vendor.base_url_env else ""
+            raise ConfigError(f"{vendor.name}'s address is {vendor.base_url}: set {names}{other}")
+        return found
+
+    return _IN_BRACES.sub(value, vendor.base_url)
 
 
 def _default_key() -> str | None:

@@ -60,7 +60,7 @@ class Timeout(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
+class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What one endpoint and model may be asked at most; what is None is learnt from its answers.
 
     `concurrency` is requests in flight; `rpm` and `tpm` are requests and tokens (prompt and answer) in any 60 seconds,

@@ -11,7 +11,7 @@ import difflib
 import math
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,14 @@ import msgspec
 from .errors import ConfigError
 from .formats.base import READ, WRITTEN
 from .formats.columns import DEFAULT, NAMES, Columns
-from .options import CachePolicy, Limits, Retry, Timeout
+from .options import CachePolicy, Limits, Retry, Route, Timeout, Upstream
+from .providers.vendors import Vendor, register_vendor
 from .schema.base import Schema
 from .types import _without_secrets
 
 FILE = "fastllm.toml"
 PREFIX = "FASTLLM_"
+TABLES = ("routes", "vendors")
 _SETTING_OF = {"cache.directory": "cache_dir"}  # where an option's field is not called as the setting
 _FLAGS = ("CONFIG", "DRY_RUN", "FORCE", "OUTPUT", "OVERWRITE", "RETRY_FAILED")  # variables that are no settings
 _PATHS = frozenset({"cache_dir", "prices", "schema", "summary_json"})
@@ -122,10 +124,17 @@ LIMITS = ("concurrency", "rpm", "tpm", "itpm", "otpm", "rpd", "tpd")
 
 
 class Settings:
-    """Resolved settings: `settings["rpm"]` is a value, `settings.origin("rpm")` says where it came from."""
+    """Resolved settings: `settings["rpm"]` is a value, `settings.origin("rpm")` says where it came from.
 
-    def __init__(self, values: Mapping[str, Value]) -> None:
+    `routes` and `vendors` stand in the file alone, as tables; the vendors are registered when they are read.
+    """
+
+    def __init__(
+        self, values: Mapping[str, Value], routes: Mapping[str, Route] | None = None, vendors: Sequence[Vendor] = ()
+    ) -> None:
         self._values = dict(values)
+        self.routes = dict(routes or {})
+        self.vendors = tuple(vendors)
 
     def __getitem__(self, name: str) -> Any:
         return self._values[name].value
@@ -221,7 +230,8 @@ def load_settings(
             values[name] = Value(_checked(setting, from_file[name], f"{name} in {path}"), str(path))
         else:
             values[name] = Value(setting.default, "default")
-    return Settings(values)
+    vendors = _vendors(from_file.get("vendors", {}), path)
+    return Settings(values, _routes(from_file.get("routes", {}), path), vendors)
 
 
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:
@@ -245,10 +255,56 @@ def _read_file(path: Path, *, required: bool) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from None
     for name in content:
-        if name not in SETTINGS:
-            near = difflib.get_close_matches(name, SETTINGS, n=1)
+        if name not in SETTINGS and name not in TABLES:
+            near = difflib.get_close_matches(name, [*SETTINGS, *TABLES], n=1)
             raise ConfigError(f"unknown setting {name!r} in {path}" + (f"; did you mean {near[0]!r}?" if near else ""))
     return content
+
+
+def _routes(tables: Any, path: Path) -> dict[str, Route]:
+    """Read `[routes.NAME]`: the fields of a Route, endpoints as model strings or as tables with the fields of an
+    Upstream. Keys stand in variables, not in the file."""
+    found = {}
+    for name, table in _tables("routes", tables, path):
+        where = f"routes.{name} in {path}"
+        given = dict(table)
+        for field in ("endpoints", "fallbacks"):
+            items = given.get(field, [])
+            if not isinstance(items, list):
+                raise ConfigError(f"{where}: {field} must be a list of model names or tables, not {items!r}")
+            if any(isinstance(item, dict) and "api_key" in item for item in items):
+                raise ConfigError(f"{where}: {field} must not hold keys; api_key_env names the variable that has one")
+            given[field] = [{"model": item} if isinstance(item, str) else item for item in items]
+        try:
+            found[name] = msgspec.convert(given, Route)
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"{where}: {error}{_near_field(str(error), (Route, Upstream, Limits))}") from None
+    return found
+
+
+def _vendors(tables: Any, path: Path) -> list[Vendor]:
+    """Read and register `[vendors.NAME]`: the fields of a Vendor."""
+    found = []
+    for name, table in _tables("vendors", tables, path):
+        try:
+            found.append(register_vendor(name, **{"base_url": "", "replace": True, **table}))
+        except (ConfigError, TypeError) as error:
+            raise ConfigError(f"vendors.{name} in {path}: {error}") from None
+    return found
+
+
+def _tables(kind: str, tables: Any, path: Path) -> list[tuple[str, dict[str, Any]]]:
+    if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
+        raise ConfigError(f"{kind} in {path} must be tables: [{kind}.NAME]")
+    return list(tables.items())
+
+
+def _near_field(message: str, structs: tuple[type[msgspec.Struct], ...]) -> str:
+    """Name the field that may be meant where one is unknown."""
+    name = message.partition("unknown field `")[2].partition("`")[0]
+    known = [field for struct in structs for field in struct.__struct_fields__]
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _checked(setting: Setting, value: Any, where: str) -> Any:

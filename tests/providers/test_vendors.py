@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import given, strategies as st
 
-from fastllm.providers.vendors import VENDORS, Vendor, split_model
+from fastllm.errors import ConfigError
+from fastllm.providers.vendors import VENDORS, Vendor, register_vendor, split_model
 
 ROWS = list(VENDORS.values())
 TEXT = st.text(st.sampled_from("ab/:-. "), max_size=12)
@@ -90,6 +92,9 @@ def test_the_vendors_that_were_promised_are_there() -> None:
         "llamacpp",
         "lmstudio",
         "ollama",
+        "anthropic-openai",
+        "bedrock",
+        "vertex",
     }
     ports = [vendor.base_url for vendor in ROWS if not vendor.key_required]
     assert len(ports) == len(set(ports))
@@ -98,3 +103,31 @@ def test_the_vendors_that_were_promised_are_there() -> None:
 def test_groq_counts_requests_by_the_day() -> None:
     assert VENDORS["groq"].limit_names == {"requests": "requests/day"}
     assert VENDORS["openai"].limit_names == {}
+
+
+def test_a_vendor_of_ones_own(own_vendors: None) -> None:
+    made = register_vendor("acme", base_url="https://llm.acme.example/v1", key_env="ACME_KEY", key_header="x-acme-key")
+    assert VENDORS["acme"] is made and made.key_required and made.key_env == ("ACME_KEY",)
+    assert register_vendor("acme", base_url=made.base_url, key_env="ACME_KEY", key_header="x-acme-key") == made
+    assert not register_vendor("mine", base_url="http://localhost:9/v1").key_required
+    with pytest.raises(ConfigError, match="'acme' is known already, at https://llm"):
+        register_vendor("acme", base_url="https://other.example")
+    assert register_vendor("acme", base_url="https://other.example", replace=True) is VENDORS["acme"]
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("Acme", {}, "a vendor's name must be of a-z"),
+        ("a/b", {}, "not 'a/b'"),
+        ("local", {}, "not 'local'"),
+        ("acme", {"base_url": "llm.acme.example"}, "base_url must begin with http:// or https://, not 'llm.acme"),
+        ("acme", {"schemas": "all"}, r"Invalid enum value 'all' - at `\$.schemas`"),
+        ("acme", {"key_env": "sk-123"}, "key_env must name environment variables"),
+        ("acme", {"keyenv": "X"}, "unknown field `keyenv`; its fields are name, base_url"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(name: str, fields: dict[str, Any], message: str, own_vendors: None) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        register_vendor(name, **{"base_url": "https://a", **fields})
+    assert "sk-123" not in str(caught.value)

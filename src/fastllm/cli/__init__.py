@@ -18,6 +18,7 @@ COMMANDS = {
     "chat": "Ask one question and stream the answer.",
     "mock": "Serve a model that needs no model, with real rate limits, for tests.",
     "cache": "Look at or clear the disk cache.",
+    "providers": "List who can be asked, and whose keys are set.",
     "prices": "List what models cost, and as of when.",
     "config": "Show every setting and where its value comes from.",
 }

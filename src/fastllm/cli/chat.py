@@ -65,6 +65,7 @@ async def _chat(prompt: str, settings: Settings) -> None:
         retry=settings.retry(),
         cache=settings.cache(),
         unsupported_params=settings["unsupported_params"],
+        routes=settings.routes,
     ) as client:
         stream = await client.chat.completions.create(
             model=settings["model"], messages=messages, stream=True, extra_body=params

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 import msgspec
 
-from ..settings import SETTINGS, shown
+from ..settings import FILE, SETTINGS, shown
 from .options import settings_of
 
 
@@ -21,8 +23,11 @@ def show(as_json: bool) -> None:
     settings = settings_of({})
     for check in (settings.limits, settings.timeout, settings.retry, settings.cache):
         check()
+    tables: dict[str, Any] = {f"routes.{name}": route for name, route in settings.routes.items()}
+    tables.update({f"vendors.{vendor.name}": vendor for vendor in settings.vendors})
     if as_json:
         values = {name: {"value": shown(v.value), "origin": v.origin} for name, v in settings.items()}
+        values |= {name: {"value": msgspec.to_builtins(table), "origin": FILE} for name, table in tables.items()}
         click.echo(msgspec.json.format(msgspec.json.encode(values)).decode())
         return
     width = max(map(len, SETTINGS))
@@ -30,3 +35,5 @@ def show(as_json: bool) -> None:
         found = shown(value.value)
         text = "-" if found is None else f"{found:g}" if isinstance(found, float) else str(found)
         click.echo(f"{name:<{width}}  {text:<24}  {value.origin}")
+    for name, table in tables.items():
+        click.echo(f"{name}  {table}")

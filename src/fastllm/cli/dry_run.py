@@ -78,6 +78,7 @@ class Count:
         self._table = table
         self._base_url = settings["base_url"]
         self._known = known_providers()
+        self._routes = settings.routes
         self._estimator = Estimator(START_ANSWER * MARGIN + 1)
 
     def read(self, reader: Reader, earlier: Recorded | None, again: Again) -> None:
@@ -111,6 +112,9 @@ class Count:
             url = self._base_url.rstrip("/")
             names = (vendor.name for vendor in VENDORS.values() if vendor.base_url == url)
             return self._table.find(next(names, BASE_URL), model)
+        route = self._routes.get(model)
+        if route is not None:  # what the first of its endpoints takes
+            model = route.endpoints[0].model
         name, rest = split_model(model, self._known)
         return self._table.find(name or DEFAULT_VENDOR, rest)
 

@@ -27,13 +27,14 @@ from ..jobs.journal import journal_path
 from ..jobs.publish import NOT_THERE, failures_path
 from ..jobs.runner import DEFAULT_CONCURRENCY, Job, JobResult, JournalError
 from ..progress import Kind, Summary, make_progress, show_summary, summary, with_unseen
+from ..providers.vendors import LOCAL
 from ..settings import Settings
 from . import dry_run as dry
 from .again import Again, command_to_keep
 from .options import check_model, local_hint, setting_options, settings_of
 from .say import Saying, say
 
-LOCAL = (f"{build.LOCAL}/", f"{build.LOCAL}:")
+IN_PROCESS = (f"{LOCAL}/", f"{LOCAL}:")
 REASONS = 3  # kinds of failures of which one message is shown
 GRACE = 30.0  # seconds for what is in flight after Ctrl-C
 SETTINGS = (
@@ -140,7 +141,7 @@ def _done(places: Places, settings: Settings, again: Again) -> int:
     model, target = settings["model"] or "", places.output
     # A missing key or an unknown provider ends the run before there is a job. Only where a local model would have to
     # start, and there is an output already, does it start with the first row that is still to be asked.
-    at_once = bool(model) and not (model.startswith(LOCAL) and target.exists())
+    at_once = bool(model) and not (model.startswith(IN_PROCESS) and target.exists())
     params = {name: settings[name] for name in ("temperature", "max_tokens") if settings[name] is not None}
     schema = settings.schema()
     with open_reader(
@@ -164,6 +165,7 @@ def _done(places: Places, settings: Settings, again: Again) -> int:
             prices=settings["prices"],
             unknown_price=settings["unknown_price"],
             unsupported_params=settings["unsupported_params"],
+            routes=settings.routes,
         )
         try:
             with local_hint(settings):

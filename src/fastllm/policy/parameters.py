@@ -12,6 +12,7 @@ The wordings are those of OpenAI, Anthropic, Groq, Mistral and of servers that c
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
@@ -53,17 +54,19 @@ _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class Parameters:
-    """The rules of one endpoint: parameter -> its new name, or None to leave it out."""
+    """The rules of one endpoint: parameter -> its new name, or None to leave it out. `known` are those that need no
+    refusal; with `learns` False it stays with them."""
 
-    __slots__ = ("rules",)
+    __slots__ = ("_learns", "rules")
 
-    def __init__(self) -> None:
-        self.rules: dict[str, str | None] = {}
+    def __init__(self, known: Mapping[str, str] | None = None, *, learns: bool = True) -> None:
+        self.rules: dict[str, str | None] = dict(known or {})
+        self._learns = learns
 
     def learn(self, request: Request, error: Exception) -> str | None:
         """Take a rule from a refusal of this request, as it was sent. Gives the rule in words if it is a new one, ""
         where another request had taught it meanwhile, None where the refusal teaches nothing."""
-        if not isinstance(error, BadRequestError | UnprocessableEntityError):
+        if not self._learns or not isinstance(error, BadRequestError | UnprocessableEntityError):
             return None
         try:
             body = _fields.decode(request.body)
