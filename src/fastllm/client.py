@@ -22,9 +22,10 @@ from .engine.stats import Snapshot, Stats
 from .errors import ConfigError
 from .formats.base import open_reader
 from .formats.columns import Columns
+from .formats.output import failures_path
 from .formats.remote import Places, local_places
 from .jobs.journal import Durability, journal_path
-from .jobs.publish import Order, failures_path
+from .jobs.publish import Order
 from .jobs.runner import DEFAULT_CONCURRENCY, Job, JobResult, outcomes
 from .options import UNSET, Limits, Retry, Route, Timeout, UnsetType
 from .params import ChatParams

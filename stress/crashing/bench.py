@@ -24,8 +24,8 @@ from typing import Self
 
 from fastllm import cli
 from fastllm.errors import FastLLMError
+from fastllm.formats.output import failures_path
 from fastllm.jobs.frames import OK
-from fastllm.jobs.publish import failures_path
 from fastllm.jobs.recorded import Recorded
 
 from .findings import Findings, normal

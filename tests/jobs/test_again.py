@@ -183,7 +183,8 @@ def test_a_header_takes_in_what_the_job_becomes(tmp_path: Path, size: int) -> No
     journal.close()
     fits = size < 500
     journal = Journal.open(path, now if fits else before)
-    assert journal.identity == (now if fits else before)
+    assert journal.identity == (msgspec.structs.replace(now, moved=True) if fits else before)
+    assert journal.moved is fits
     assert journal.read(0).body == b"answer"
     journal.close()
 

@@ -182,7 +182,7 @@ async def test_a_changed_job_is_refused(source: Path, output: Path) -> None:
     await run(FakeEngine(), source, output)
     with pytest.raises(JobConflictError, match='model "m" -> "other"'):
         await run(FakeEngine(), source, output, model="other")
-    with pytest.raises(JobConflictError, match=r'prompt null -> "S: \{prompt\}"'):
+    with pytest.raises(JobConflictError, match=r"prompt \(none -> [0-9a-f]{8}\)"):
         await run(FakeEngine(), source, output, prompt="S: {prompt}")
     questions(source, 99, first=1)
     engine = FakeEngine()
@@ -220,10 +220,10 @@ async def test_a_mended_input_keeps_its_answers(source: Path, output: Path) -> N
             await run(engine, source, output)
     assert sum(engine.asked.values()) == 2
     source.write_bytes(b"".join(lines[:30]))
-    fewer = await run(engine, source, output)
+    fewer = await run(engine, source, output, force=True)
     assert (fewer.total, fewer.ok, fewer.skipped, len(answers(output))) == (30, 30, 30, 30)
     source.write_bytes(b"".join(lines))
-    again = await run(engine, source, output)
+    again = await run(engine, source, output, force=True)
     assert (again.ok, len(answers(output)), sum(engine.asked.values())) == (100, 100, 2)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,11 +9,11 @@ import msgspec
 
 from ..formats.remote import is_remote
 from ..jobs.journal import Identity
+from ..types import _without_secrets
 
 _PROMPTS = ("--prompt", "--system")  # the journal has them; the manifest, which may be shown around, has not
 _PLACES = ("--output", "-o")  # a job may be moved
 _ONCE = ("--overwrite", "--force", "--retry-failed", "--no-retry-failed", "--dry-run")
-_USER_INFO = re.compile(r"(?<=://)[^/@\s]*@")
 
 
 class Again(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,11 +26,8 @@ class Again(msgspec.Struct, frozen=True, kw_only=True):
 
 def command_to_keep(arguments: Sequence[str]) -> list[str]:
     """Give the arguments of a run without prompts, secrets, its output and what was meant for that one run."""
-    kept, skip, before = [], False, ""
-    for word in arguments:
-        if is_remote(word) and (before in _ONCE or not before.startswith("-")):
-            word = word.partition("?")[0]  # the input; what follows may be a signature
-        before = word
+    kept, skip = [], False
+    for word in map(_harmless, arguments):
         name = word.partition("=")[0]
         if skip or name in _ONCE:
             skip = False
@@ -40,8 +36,16 @@ def command_to_keep(arguments: Sequence[str]) -> list[str]:
         elif name.startswith("-o") and not name.startswith("--"):
             continue
         else:
-            kept.append(_USER_INFO.sub("", word))
+            kept.append(word)
     return kept
+
+
+def _harmless(word: str) -> str:
+    """Leave out of a URL what may be a key or a signature: user, password and query."""
+    if is_remote(word):
+        return _without_secrets(word)
+    name, equals, value = word.partition("=")
+    return f"{name}={_without_secrets(value)}" if equals and name.startswith("-") and is_remote(value) else word
 
 
 def command_again(kept: Sequence[str], output: Path, identity: Identity) -> list[str]:

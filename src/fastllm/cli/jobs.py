@@ -14,11 +14,12 @@ import msgspec
 
 from ..errors import ConfigError
 from ..formats.base import Reader, check_output, open_reader
+from ..formats.output import failures_path
 from ..formats.remote import local_places
 from ..jobs.catalog import Found, files_of, find_jobs, look, output_of, remove
 from ..jobs.journal import journal_path
 from ..jobs.manifest import Totals, description, manifest_path, read_manifest
-from ..jobs.publish import NOT_THERE, ORDERS, Order, Shape, entries, failures_path, write_answers
+from ..jobs.publish import NOT_THERE, ORDERS, Order, Shape, entries, write_answers
 from ..jobs.recorded import Recorded
 from ..policy.budget import dollars
 from .again import command_again
@@ -166,6 +167,11 @@ def export(output: Path, target: Path, order: Order, overwrite: bool, **flags: A
         check_output(target, shape.columns, format=shape.format, like=shape.reader)
         write_answers(recorded, recorded.rows, target, shape=shape)
     say(f"{recorded.ok:,} answers in {target}; {recorded.failed:,} rows failed")
+    if recorded.damaged:
+        say(
+            f"fastllm: warning: {recorded.damaged:,} places of {recorded.path} are damaged and left out; "
+            "run the job again, which asks their rows anew"
+        )
     if shape.without_source:
         say(f"fastllm: warning: {shape.without_source:,} rows {NOT_THERE}")
 

@@ -19,12 +19,13 @@ from ..engine.engine import Engine
 from ..engine.stats import Snapshot
 from ..errors import ConfigError
 from ..formats.base import Reader, open_reader
+from ..formats.output import failures_path
 from ..formats.remote import Places, local_places
 from ..formats.rows import unsent_words
 from ..formats.template import Template
 from ..jobs.checks import check_places
 from ..jobs.journal import journal_path
-from ..jobs.publish import NOT_THERE, failures_path
+from ..jobs.publish import NOT_THERE
 from ..jobs.runner import DEFAULT_CONCURRENCY, Job, JobResult, JournalError
 from ..progress import Kind, Summary, make_progress, show_summary, summary, with_unseen
 from ..providers.vendors import LOCAL

@@ -46,6 +46,8 @@ class CSVReader(Closing):
         self._delimiter = delimiter
         self._line = 0
         self._broken = ""  # why the line that the parser is about to get is none
+        self._raw: list[bytes] = []  # the record's lines so far, as much of them as would be kept
+        self._raw_bytes = 0
         self._intake = Intake(recipe)
         # Process-wide, as the stdlib has it; only ever raised.
         csv.field_size_limit(max(csv.field_size_limit(), max_line_bytes))
@@ -85,6 +87,9 @@ class CSVReader(Closing):
                 continue
             if self._line == 1 and raw.startswith(BOM):
                 raw = raw[3:]
+            if self._raw_bytes < SOURCE_BYTES:
+                self._raw.append(raw)
+                self._raw_bytes += len(raw)
             try:
                 yield raw.decode()
             except UnicodeDecodeError as error:
@@ -111,7 +116,8 @@ class CSVReader(Closing):
     def _row(self, record: _Record) -> Row:
         first, fields, wrong = record
         if wrong:
-            return self._intake.bad(first, wrong, _joined(fields) if fields else b"")
+            source = _joined(fields) if fields else b"".join(self._raw)[:SOURCE_BYTES]
+            return self._intake.bad(first, wrong, source)
         return self._intake.columns(self._columns(fields), first)
 
     def _remember(self, record: _Record) -> None:
@@ -129,13 +135,14 @@ class CSVReader(Closing):
         parser, width = self._parser, len(self.header)
         while True:
             first = self._line + 1
-            self._broken = ""
+            self._broken, self._raw_bytes = "", 0
+            self._raw.clear()
             try:
                 fields = next(parser)
             except StopIteration:
                 return
             except csv.Error as error:
-                yield first, [], f"not valid CSV: {error}"
+                yield first, [], self._what(error, first)
                 continue
             except BROKEN as error:
                 raise ConfigError(f"cannot read {self.name} after line {self._line}: {error}") from None
@@ -145,6 +152,11 @@ class CSVReader(Closing):
                 yield first, fields, ""
             elif fields:
                 yield first, fields, f"{len(fields)} fields where the header has {width}"
+
+    def _what(self, error: csv.Error, first: int) -> str:
+        if "unexpected end of data" in str(error):
+            return f"not valid CSV: a quote is opened and never closed; the lines {first} to {self._line} are no rows"
+        return f"not valid CSV: {error}"
 
     @property
     def unsent(self) -> dict[str, int]:

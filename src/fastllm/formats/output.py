@@ -21,6 +21,20 @@ from .rows import SOURCE_BYTES
 _encode = msgspec.json.encode
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
+ERRORS = ".errors.jsonl"
+
+
+def failures_path(output: Path) -> Path:
+    """`answers.jsonl` -> `answers.errors.jsonl`; any other name stays whole (`answers.csv.errors.jsonl`), so that
+    hardly two outputs share one: `answers.csv.jsonl` and `answers.csv` do (`sharing`)."""
+    return output.with_name(output.name.removesuffix(".jsonl") + ERRORS)
+
+
+def sharing(output: Path) -> Path:
+    """Give the other output that has the same failures file."""
+    name = output.name
+    return output.with_name(name.removesuffix(".jsonl") if name.endswith(".jsonl") else name + ".jsonl")
+
 
 def answer_line(custom_id: str, index: int, body: bytes, *, status: int = 200, request_id: str | None = None) -> bytes:
     """Give a line of OpenAI's batch output. The body is kept byte for byte, but for line ends between its tokens."""

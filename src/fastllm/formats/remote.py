@@ -18,6 +18,7 @@ import msgspec
 
 from ..errors import ConfigError, MissingExtra
 from ..types import _without_secrets
+from .output import failures_path
 
 _QUERY = re.compile(r"""(?<=://)([^\s'"?@]*@)?([^\s'"?]*)\?[^\s'"]*""")
 _READ_ONLY = ("http", "https")
@@ -82,7 +83,7 @@ def local_places(
     url = written if is_remote(written) else None
     local = Path(written)
     if url is not None:
-        local = _checked(url, is_ours)
+        local = _checked(url, read, is_ours)
     with ExitStack() as opened:
         if origin is not None:
             folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="fastllm-input-"))
@@ -90,8 +91,9 @@ def local_places(
         yield Places(read, local, origin, url)
 
 
-def _checked(url: str, is_ours: Callable[[Path], bool]) -> Path:
-    """Give the local name of a remote output, before anything is paid for."""
+def _checked(url: str, source: str, is_ours: Callable[[Path], bool]) -> Path:
+    """Give the local name of a remote output, before anything is paid for: neither it nor its file of failures may be
+    the input, or anybody else's."""
     shown = _without_secrets(url)
     if url.partition("://")[0] in _READ_ONLY:
         raise ConfigError(f"the output {shown} cannot be written over HTTP; give a file, or a place such as s3://…")
@@ -99,17 +101,23 @@ def _checked(url: str, is_ours: Callable[[Path], bool]) -> Path:
     name = shown.rpartition("/")[2]
     if not name:
         raise ConfigError(f"the output {shown} must end with a file's name")
+    failures = failures_path(Path(name)).name
+    places = {shown: path, _beside(shown, failures): _beside(path, failures)}
+    other, at = _system(source if is_remote(source) else f"file://{os.path.realpath(source)}")
+    if type(other) is type(system) and at in places.values():
+        raise ConfigError(f"the input {_without_secrets(source)} would be replaced by this job; give another output")
     if is_ours(Path(name)):
         return Path(name)
-    try:
-        exists = system.exists(path)
-    except Exception as error:  # each file system has its own
-        raise ConfigError(f"cannot look for {shown}: {_words(error)}") from None
-    if exists:
-        raise ConfigError(
-            f"{shown} exists and is of no job in this directory: give another output, or write over it with "
-            "overwrite=True"
-        )
+    for told, place in places.items():
+        try:
+            exists = system.exists(place)
+        except Exception as error:  # each file system has its own
+            raise ConfigError(f"cannot look for {told}: {_words(error)}") from None
+        if exists:
+            raise ConfigError(
+                f"{told} exists and is of no job in this directory: give another output, or write over it with "
+                "overwrite=True"
+            )
     return Path(name)
 
 

@@ -296,7 +296,8 @@ class Intake:
         if type(given) is int:
             given = str(given)
         elif type(given) is not str:
-            raise InvalidRequestError(f"custom_id must be a string, not {_shown(given)}", sent=False)
+            name = "custom_id" if custom_id is not None else "id"
+            raise InvalidRequestError(f"{name} must be a string, not {_shown(given)}", sent=False)
         if not line:  # nothing but a file is looked up by its ids
             return given
         if given.startswith("row-") and given[4:].isdecimal():

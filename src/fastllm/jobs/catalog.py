@@ -12,10 +12,10 @@ from typing import Literal
 import msgspec
 
 from ..errors import ConfigError, FastLLMError, JobConflictError
+from ..formats.output import failures_path
 from .frames import MAGIC
 from .journal import INDEX, JOURNAL, Identity, journal_path
 from .manifest import Manifest, manifest_path, read_manifest
-from .publish import failures_path
 from .recorded import Recorded
 
 State = Literal["running", "finished", "unfinished", "unreadable"]

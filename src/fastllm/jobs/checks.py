@@ -7,8 +7,10 @@ from pathlib import Path
 
 from ..errors import ConfigError, JobConflictError
 from ..formats.base import Reader, check_model, check_output
+from ..formats.output import ERRORS, failures_path, sharing
+from .journal import journal_path
 from .manifest import manifest_path, read_manifest
-from .publish import ERRORS, Shape, failures_path
+from .publish import Shape
 
 
 def check_job(
@@ -45,6 +47,13 @@ def check_places(
             raise ConfigError(f"no permission to write into {folder}, where the output goes")
     if output.is_dir():
         raise ConfigError(f"the output {output} is a directory; name a file")
+    if output.exists() and not output.is_file():
+        raise ConfigError(f"the output {output} is no regular file, which would be put in its place; name a file")
+    if journal_path(sharing(output)).exists() and not journal.exists():
+        raise ConfigError(
+            f"{output} would share its file of failures, {failures_path(output).name}, with the job of "
+            f"{sharing(output)}; give another output"
+        )
     if output.name.endswith(ERRORS):
         raise ConfigError(f"{output} is the name of a file of failures; give another output")
     places = {

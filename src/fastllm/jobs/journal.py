@@ -14,6 +14,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -31,6 +32,7 @@ __all__ = ["Durability", "Entry", "Identity", "Journal", "JournalError", "journa
 Durability = Literal["normal", "full"]
 SYNC_EVERY: dict[str, float] = {"normal": 1.0, "full": 0.01}  # seconds
 _IN_WORDS = {"fingerprint": "the input's content", "schema": "the schema"}  # too long to be shown
+_PROMPTS = ("prompt", "system")  # no prompt is in a message or a log
 JOURNAL, INDEX = ".journal", ".index"
 _HEADER_AT_MOST = 1 << 24
 _CHECKPOINT = 64 * 1024 * 1024  # bytes of journal after which the index covers it
@@ -52,13 +54,18 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     params: dict[str, Any] = {}
     base_url: str | None = None
     schema: dict[str, Any] | None = None
+    moved: bool = False  # rows may stand on other lines than those that their answers were recorded with
 
     def differences(self, other: Identity) -> list[str]:
         """Say in words what changed from this one to the other."""
         found = []
         for field in self.__struct_fields__:
             before, now = getattr(self, field), getattr(other, field)
-            if before != now and not (field == "base_url" and before is None):
+            if before == now or field == "moved" or (field == "base_url" and before is None):
+                continue
+            if field in _PROMPTS:
+                found.append(f"{field} ({_hashed(before)} -> {_hashed(now)})")
+            else:
                 found.append(_IN_WORDS.get(field) or f"{field} {_shown(before)} -> {_shown(now)}")
         return found
 
@@ -175,7 +182,7 @@ class Journal:
         """
         self._put(_OPEN_END, END, 0, b"")
         self.sync()
-        packed = _packed(identity, len(self._layout.identity))
+        packed = _packed(msgspec.structs.replace(identity, moved=True), len(self._layout.identity))
         if packed is not None:  # else it stays as it is, and the rows are compared, or forced, every time
             layout = msgspec.structs.replace(self._layout, identity=packed)
             header = layout.header()
@@ -279,6 +286,14 @@ class Journal:
         except msgspec.DecodeError:
             raise JournalError(f"the header of {self.path} cannot be read") from None
 
+    @property
+    def moved(self) -> bool:
+        """Tell whether rows may stand elsewhere than where `line` says, since the input changed."""
+        try:
+            return self.identity.moved
+        except JournalError:
+            return True
+
     def finish(self, total: int) -> None:
         """Record that the input has this many rows and all are done."""
         if self.total != total:
@@ -331,10 +346,18 @@ class Journal:
         raise JournalError(f"{self.path} is damaged at row {index}; run the job again: that row is asked anew")
 
     def as_finished(self) -> Iterator[int]:
-        """Give the rows in the order in which they got their last outcome; `sync` comes before."""
+        """Give the rows in the order in which they got their last outcome; `sync` comes before. JournalError at the end
+        if one of them is damaged, of which only the index knows."""
+        missing = self.ok + self.failed
         for offset, index, state, *_ in Scan(self._fd, self._layout, self._end, self._layout.start):
             if state != END and self.state(index) and self._rows.offset(index) == offset:
+                missing -= 1
                 yield index
+        if missing:
+            self._distrust()
+            raise JournalError(
+                f"{self.path} is damaged: {missing} of its rows cannot be read; run the job again, which asks them anew"
+            )
 
     def _distrust(self) -> None:
         """The index knows of a row that is not there: the next run reads the journal itself."""
@@ -384,7 +407,14 @@ def _open_locked(path: Path) -> int:
                 return fd
         except FileNotFoundError:
             pass  # replaced between open and lock: take the one that is there now
-        except BlockingIOError:
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN):
+                if not os.fstat(fd).st_size:
+                    path.unlink(missing_ok=True)
+                os.close(fd)
+                raise ConfigError(
+                    f"cannot lock {path}: {error.strerror or error}; jobs need a file system with locks (flock)"
+                ) from None
             tries -= 1
             if not tries:
                 os.close(fd)
@@ -495,6 +525,10 @@ def _start(path: Path, fd: int, layout: Layout) -> None:
         header = header[os.write(fd, header) :]
     os.fsync(fd)
     sync_directory(path.parent)
+
+
+def _hashed(text: str | None) -> str:
+    return "none" if text is None else sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
 
 def _shown(value: Any) -> str:

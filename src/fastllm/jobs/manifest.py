@@ -7,6 +7,7 @@ it: templates are hashes. A disk that does not take it costs the manifest and no
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -178,12 +179,14 @@ class Ledger:
     def began(self) -> bool:
         return bool(self._manifest.runs)
 
-    @property
-    def is_told(self) -> bool:
-        """Tell whether the file says of the job that it is done, and its output is as it should look now: a run may be
-        killed before it could, and an earlier one may have been told to write another shape."""
+    def is_told(self, ok: int, failed: int) -> bool:
+        """Tell whether the file says of the job that it is done, with so many rows, and its output is as it should look
+        now: a run may be killed before it could, or the disk be full, and an earlier one may have been told to write
+        another shape."""
         before = self._before()
-        return before is not None and before.state == "finished" and before.shape == self._manifest.shape
+        if before is None or before.state != "finished" or before.shape != self._manifest.shape:
+            return False
+        return before.totals is not None and (before.totals.ok, before.totals.failed) == (ok, failed)
 
     def begin(self, *, anew: bool) -> None:
         """Write that a run began, after the earlier ones of this job; `anew`: there are none."""
@@ -223,6 +226,8 @@ class Ledger:
                 file.write(msgspec.json.format(msgspec.json.encode(self._manifest), indent=2) + b"\n")
         except OSError as error:
             logger.warning("cannot write %s: %s; the job goes on without", self._path, error.strerror or error)
+            with contextlib.suppress(OSError):  # what is there tells of an earlier run, and would be taken for this one
+                self._path.unlink(missing_ok=True)
 
     def __repr__(self) -> str:
         return f"<Ledger {self._path.name}: {self._manifest.state}, run {len(self._manifest.runs)}>"

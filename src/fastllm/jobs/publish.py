@@ -8,11 +8,10 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from ..answers import TokenDetails, Usage
 from ..formats.base import Reader, open_writer
 from ..formats.columns import Columns
-from ..formats.output import failure_line
-from ..types import Outcome, Response
+from ..formats.output import failure_line, failures_path
+from .entry import outcome_of
 from .frames import FAILED, OK
 from .journal import Entry, Journal
 from .manifest import Totals
@@ -21,14 +20,7 @@ from .sources import Sources
 
 Order = Literal["input", "finished"]
 ORDERS: tuple[Order, ...] = ("input", "finished")
-ERRORS = ".errors.jsonl"
 NOT_THERE = "have no columns of the input beside their answer: it changed since, or is gone"
-
-
-def failures_path(output: Path) -> Path:
-    """`answers.jsonl` -> `answers.errors.jsonl`; any other name stays whole (`answers.csv.errors.jsonl`), so that no
-    two outputs share one."""
-    return output.with_name(output.name.removesuffix(".jsonl") + ERRORS)
 
 
 class Answers(Protocol):
@@ -130,26 +122,3 @@ def entries(
             if given_up():
                 raise GivenUpError
             yield index, journal.read(index)
-
-
-def outcome_of(index: int, entry: Entry) -> Outcome:
-    """Give the outcome of a row, as far as the journal knows it; of one that failed, without its error."""
-    if entry.error is not None:
-        return Outcome(index=index, custom_id=entry.custom_id)
-    usage = Usage(
-        prompt_tokens=entry.prompt_tokens,
-        completion_tokens=entry.completion_tokens,
-        prompt_tokens_details=TokenDetails(cached_tokens=entry.cached_tokens) if entry.cached_tokens else None,
-    )
-    response = Response(
-        body=entry.body,
-        usage=usage if usage.total_tokens else None,
-        finish_reason=entry.finish_reason,
-        status_code=entry.status,
-        request_id=entry.request_id,
-        endpoint=entry.endpoint,
-        attempts=entry.attempts,
-        cached=entry.cached,
-        cost=entry.cost,
-    )
-    return Outcome(index=index, custom_id=entry.custom_id, response=response)

@@ -17,18 +17,19 @@ from zlib import crc32
 
 import msgspec
 
-from ..answers import Usage
 from ..errors import ConfigError, DeadlineExceededError, JobConflictError, LLMError, StoppedError
 from ..formats.base import BREATH, Reader, reopened
 from ..formats.columns import PLAIN, Columns
-from ..types import Outcome, Response, Row, _without_secrets
+from ..formats.output import failures_path
+from ..types import Outcome, Row, _without_secrets
 from .ahead import Ahead
 from .checks import check_job
+from .entry import entry_of
 from .frames import FAILED, OK
-from .journal import Durability, Entry, Identity, Journal, JournalError, journal_path
+from .journal import Durability, Identity, Journal, JournalError, journal_path
 from .manifest import Ledger
 from .mounts import shared_filesystem
-from .publish import ORDERS, GivenUpError, Order, Shape, failures_path, publish
+from .publish import ORDERS, GivenUpError, Order, Shape, publish
 from .result import JobResult
 from .workers import Executes, Workers, outcomes
 
@@ -106,7 +107,7 @@ class Job:
         self._under_way: dict[int, Row] = {}
         self._read = 0
         self._all_read = False
-        self._unchanged = False  # the input is, to the byte, what it was in the run before
+        self._accepted = self._unchanged = False  # the input is, to the byte, what it was in the run before
         self.publishing = False  # every row is done, and the output is being written
         self._stop_asked = 0
         self._given_up = False
@@ -249,7 +250,9 @@ class Job:
                 input_format=self._reader.format[1:],
                 shape=self._shape.described(),
             )
-            self._unchanged = bool(identity.fingerprint) and not journal.input_changed and not journal.differences
+            # What an earlier run compared, or was forced to take, is not compared again; only its lines may have moved.
+            self._accepted = bool(identity.fingerprint) and not journal.input_changed and not journal.differences
+            self._unchanged = self._accepted and not journal.moved
             if journal.differences:
                 logger.warning(
                     "%s goes on by force: it differs in %s; its %d answers stay as they are",
@@ -267,8 +270,10 @@ class Job:
     def _compare(self, journal: Journal) -> None:
         """Make sure that a changed input left the rows alone that have their answers; what else it holds is asked.
         Before anything is sent, so that nobody pays for half of a mistake."""
+        count = 0
         with reopened(self._reader) as rows:
             for row in rows:
+                count = row.index + 1
                 if journal.state(row.index) != OK:
                     continue
                 if row.request is None or journal.check(row.index) != crc32(row.source):
@@ -278,6 +283,13 @@ class Job:
                         f"{failures_path(self.output)} and run that; else give another output, or start anew with "
                         "overwrite=True"
                     )
+        beyond = journal.ok - journal.count(count)[0]
+        if beyond:
+            raise JobConflictError(
+                f"{self._reader.path} has only {count:,} rows now, and {beyond:,} behind them have their answers in "
+                f"{journal.path}: is it whole? Give another output, leave those answers out of this one with "
+                "force=True, or start anew with overwrite=True"
+            )
 
     @property
     def nothing_to_do(self) -> bool:
@@ -289,11 +301,12 @@ class Job:
         known = self._reader.path is not None and self._reader.pipe is None
         if not known or journal.total is None or not self.output.exists():
             return False
-        if self._ledger is None or not self._ledger.is_told:  # the output may be another's, or of another shape
+        ok, failed = journal.count(journal.total)
+        if self._ledger is None or not self._ledger.is_told(ok, failed):  # the output may be another's, or another one
             return False
         if self._retry_failed is False and failures_path(self.output).exists():
-            return journal.ok + journal.failed == journal.total
-        return journal.ok == journal.total and not failures_path(self.output).exists()
+            return ok + failed == journal.total
+        return ok == journal.total and not failures_path(self.output).exists()
 
     async def _ask(self, journal: Journal) -> None:
         """Have every row answered that is not yet, and record the outcomes."""
@@ -344,7 +357,7 @@ class Job:
                     return
                 self._take(row)
                 yield row
-            elif self.skipped % BREATH == 0:
+            elif (self.skipped + self.passed) % BREATH == 0:
                 yield None
         self._all_read = True
 
@@ -372,7 +385,7 @@ class Job:
                     return
                 self._take(row)
                 yield row
-            elif self.skipped % BREATH == 0:
+            elif (self.skipped + self.passed) % BREATH == 0:
                 yield None
         self._all_read = True
 
@@ -382,9 +395,11 @@ class Job:
         state = journal.state(row.index)
         if state != OK:
             return self._is_passed(state)
-        if journal.check(row.index) != crc32(row.source) and self._force:
+        if self._accepted or journal.check(row.index) == crc32(row.source):
+            pass
+        elif self._force:
             self.changed += 1
-        elif journal.check(row.index) != crc32(row.source):
+        else:
             raise JobConflictError(
                 f"row {row.index} is not what it was when {journal.path} was written: the input changed; "
                 "give another output, go on and keep its answers with force=True, or start anew with overwrite=True"
@@ -437,7 +452,9 @@ class Job:
         elif not self._goes_on(error):
             self._under_way[outcome.index] = row  # not done: neither asked nor recorded
             return
-        journal.append(outcome.index, error is None, crc32(row.source), _entry(row, outcome, self._keeps_source))
+        journal.append(
+            outcome.index, error is None, crc32(row.source), entry_of(row, outcome, keeps_source=self._keeps_source)
+        )
 
     def _goes_on(self, error: LLMError) -> bool:
         """Tell whether this error is the row's own; otherwise it is the job's, which then stops."""
@@ -551,50 +568,3 @@ def _may_pass(error: LLMError) -> bool:
 def _close_opened(opening: asyncio.Future[Journal]) -> None:
     if not opening.cancelled() and opening.exception() is None:
         opening.result().close()
-
-
-def _entry(row: Row, outcome: Outcome, keeps_source: bool) -> Entry:
-    response, error = outcome.response, outcome.error
-    if response is None:
-        assert error is not None
-        entry = Entry(
-            custom_id=row.custom_id,
-            line=row.line,
-            status=error.status_code or 0,
-            request_id=error.request_id,
-            error=error.to_dict(),
-            source=row.source,
-            attempts=error.attempts,
-            endpoint=error.endpoint,
-        )
-        return entry if error.response is None else _with_answer(entry, error.response)
-    usage = response.usage
-    return Entry(
-        custom_id=row.custom_id,
-        line=row.line,
-        status=response.status_code,
-        request_id=response.request_id,
-        body=response.body,
-        prompt_tokens=usage.prompt_tokens if usage is not None else 0,
-        completion_tokens=usage.completion_tokens if usage is not None else 0,
-        attempts=response.attempts,
-        cached=response.cached,
-        endpoint=response.endpoint,
-        finish_reason=response.finish_reason,
-        cached_tokens=usage.cached_tokens if usage is not None else 0,
-        cost=response.cost,
-        source=row.source if keeps_source else b"",
-    )
-
-
-def _with_answer(entry: Entry, answer: Response) -> Entry:
-    """The answer that a failed row got all the same, and paid for."""
-    usage = answer.usage or Usage()
-    return msgspec.structs.replace(
-        entry,
-        body=answer.body,
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        cached_tokens=usage.cached_tokens,
-        cost=answer.cost,
-    )
