@@ -40,6 +40,7 @@ from .types import Headers, Target, _without_secrets
 DIALECTS = {
     "openai": "fastllm.providers.openai:OpenAIProvider",
     "anthropic": "fastllm.providers.anthropic:AnthropicProvider",
+    "gemini": "fastllm.providers.gemini:GeminiProvider",
 }
 CACHES = {"memory": "fastllm.cache.memory:InMemoryCache", "disk": "fastllm.cache.disk:DiskCache"}
 TRANSPORT = "fastllm.transport.http:HTTPTransport"
@@ -440,8 +441,8 @@ class _Resolver:
     def _price(self, vendor: Vendor, target: Target) -> tuple[str, Price | None]:
         """Give who is billed for this endpoint, and its price if that is known. Behind a base_url stands who is known
         by it."""
-        known = (found.name for found in VENDORS.values() if found.base_url == target.base_url)
-        name = vendor.name or next(known, "base_url")
+        known = (found.prices or found.name for found in VENDORS.values() if found.base_url == target.base_url)
+        name = vendor.prices or vendor.name or next(known, "base_url")
         if name == "base_url" and self._budget is None and self._options.prices is None:
             return name, None
         if self._prices is None:

@@ -7,13 +7,12 @@ Source: the Messages API's reference and the OpenAI chat reference, as of Novemb
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from ..errors import InvalidRequestError
+from .checked import DATA_URL, as_list, as_mapping, refused
 
 MAX_TOKENS = 4096  # which Anthropic wants to be told; sent where the caller does not bound the answer
 _SAME = ("model", "temperature", "top_p", "stream", "metadata", "service_tier")
@@ -34,7 +33,6 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {  # fields of chat that Messages lack
     "verbosity": (),
     "web_search_options": (),
 }
-_DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?(?:;[\w=.+-]+)*?;base64,(.*)", re.DOTALL)
 _EFFORTS = {"minimal": "low"}
 _CHOICES = {"auto": "auto", "required": "any", "none": "none"}
 _decode = msgspec.json.decode
@@ -50,13 +48,13 @@ def to_messages(chat: Mapping[str, Any]) -> dict[str, Any]:
         stop = chat["stop"]
         out["stop_sequences"] = [stop] if isinstance(stop, str) else stop
     if chat.get("tools"):
-        out["tools"] = [_tool(tool) for tool in _list(chat["tools"], "tools")]
+        out["tools"] = [_tool(tool) for tool in as_list(chat["tools"], "tools")]
     choice = _tool_choice(chat.get("tool_choice"), chat.get("parallel_tool_calls"), has_tools=bool(chat.get("tools")))
     if choice is not None:
         out["tool_choice"] = choice
     if chat.get("user") is not None:
-        out["metadata"] = {**_mapping(chat.get("metadata") or {}, "metadata"), "user_id": chat["user"]}
-    config = {**_mapping(chat.get("output_config") or {}, "output_config"), **_output_config(chat)}
+        out["metadata"] = {**as_mapping(chat.get("metadata") or {}, "metadata"), "user_id": chat["user"]}
+    config = {**as_mapping(chat.get("output_config") or {}, "output_config"), **_output_config(chat)}
     if config:
         out["output_config"] = config
     if chat.get("reasoning_effort") == "none" and chat.get("thinking") is None:
@@ -71,7 +69,7 @@ def _passed_on(chat: Mapping[str, Any], done: Mapping[str, Any]) -> dict[str, An
     for name, value in chat.items():
         if name in _NEUTRAL:
             if value is not None and value not in _NEUTRAL[name]:
-                raise _refused(f"Anthropic's Messages has no {name!r}: leave it out")
+                raise refused(f"Anthropic's Messages has no {name!r}: leave it out")
         elif name not in known and value is not None:
             more[name] = value
     return more
@@ -81,12 +79,12 @@ def _output_config(chat: Mapping[str, Any]) -> dict[str, Any]:
     config: dict[str, Any] = {}
     shape = chat.get("response_format")
     if shape is not None:
-        kind = _mapping(shape, "response_format").get("type")
+        kind = as_mapping(shape, "response_format").get("type")
         if kind == "json_schema":
-            schema = _mapping(shape.get("json_schema"), "response_format.json_schema").get("schema")
+            schema = as_mapping(shape.get("json_schema"), "response_format.json_schema").get("schema")
             config["format"] = {"type": "json_schema", "schema": schema}
         elif kind != "text":
-            raise _refused(f"response_format {kind!r} is nothing that Anthropic's Messages has: give a json_schema")
+            raise refused(f"response_format {kind!r} is nothing that Anthropic's Messages has: give a json_schema")
     effort = chat.get("reasoning_effort")
     if effort not in (None, "none"):
         config["effort"] = _EFFORTS.get(effort, effort)
@@ -97,9 +95,9 @@ def _conversation(messages: Any) -> dict[str, Any]:
     """Give `system` and `messages`: roles that follow one another are one turn."""
     system: list[dict[str, Any]] = []
     turns: list[dict[str, Any]] = []
-    for place, message in enumerate(_list(messages, "messages")):
+    for place, message in enumerate(as_list(messages, "messages")):
         where = f"messages[{place}]"
-        role = _mapping(message, where).get("role")
+        role = as_mapping(message, where).get("role")
         if role in ("system", "developer"):
             system += _blocks(message.get("content"), where)
             continue
@@ -110,7 +108,7 @@ def _conversation(messages: Any) -> dict[str, Any]:
         elif role == "tool":
             role, blocks = "user", [_result(message, where)]
         else:
-            raise _refused(f"{where} has the role {role!r}, which Anthropic's Messages has not")
+            raise refused(f"{where} has the role {role!r}, which Anthropic's Messages has not")
         if turns and turns[-1]["role"] == role:
             turns[-1]["content"] += blocks
         elif blocks:
@@ -134,8 +132,8 @@ def _blocks(content: Any, where: str) -> list[dict[str, Any]]:
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
     blocks = []
-    for place, part in enumerate(_list(content, f"{where}.content")):
-        block = _block(_mapping(part, f"{where}.content[{place}]"), f"{where}.content[{place}]")
+    for place, part in enumerate(as_list(content, f"{where}.content")):
+        block = _block(as_mapping(part, f"{where}.content[{place}]"), f"{where}.content[{place}]")
         if block is not None:
             blocks.append(block)
     return blocks
@@ -153,20 +151,20 @@ def _block(part: Mapping[str, Any], where: str) -> dict[str, Any] | None:
         url = image.get("url") if isinstance(image, Mapping) else image
         return {"type": "image", "source": _source(url, f"{where}.image_url"), **more}
     if kind == "file":
-        return {"type": "document", **_document(_mapping(part.get("file"), f"{where}.file"), where), **more}
+        return {"type": "document", **_document(as_mapping(part.get("file"), f"{where}.file"), where), **more}
     if kind == "input_audio":
-        raise _refused(f"{where} is audio, which Anthropic's Messages does not take")
+        raise refused(f"{where} is audio, which Anthropic's Messages does not take")
     return dict(part)  # one of Anthropic's own
 
 
 def _source(url: Any, where: str) -> dict[str, Any]:
     if not isinstance(url, str) or not url:
-        raise _refused(f"{where} must have a url, not {type(url).__name__}")
+        raise refused(f"{where} must have a url, not {type(url).__name__}")
     if not url.startswith("data:"):
         return {"type": "url", "url": url}
-    found = _DATA_URL.fullmatch(url)
+    found = DATA_URL.fullmatch(url)
     if found is None:
-        raise _refused(f"{where} is a data URL without ;base64,")
+        raise refused(f"{where} is a data URL without ;base64,")
     return {"type": "base64", "media_type": found[1] or "application/octet-stream", "data": found[2]}
 
 
@@ -190,19 +188,19 @@ def _said(message: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
     if message.get("refusal") and not message.get("content"):
         blocks.append({"type": "text", "text": message["refusal"]})
     for place, call in enumerate(message.get("tool_calls") or ()):
-        blocks.append(_use(_mapping(call, f"{where}.tool_calls[{place}]"), f"{where}.tool_calls[{place}]"))
+        blocks.append(_use(as_mapping(call, f"{where}.tool_calls[{place}]"), f"{where}.tool_calls[{place}]"))
     return blocks
 
 
 def _use(call: Mapping[str, Any], where: str) -> dict[str, Any]:
-    function = _mapping(call.get("function"), f"{where}.function")
+    function = as_mapping(call.get("function"), f"{where}.function")
     arguments = function.get("arguments") or "{}"
     try:
         given = _decode(arguments) if isinstance(arguments, str) else arguments
     except (msgspec.DecodeError, RecursionError):
-        raise _refused(f"{where}.function.arguments is not valid JSON") from None
+        raise refused(f"{where}.function.arguments is not valid JSON") from None
     if not isinstance(given, dict):
-        raise _refused(f"{where}.function.arguments must be a JSON object")
+        raise refused(f"{where}.function.arguments must be a JSON object")
     return {"type": "tool_use", "id": call.get("id"), "name": function.get("name"), "input": given}
 
 
@@ -216,8 +214,8 @@ def _result(message: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def _tool(tool: Any) -> dict[str, Any]:
     if not isinstance(tool, Mapping) or tool.get("type", "function") != "function" or "function" not in tool:
-        return dict(_mapping(tool, "a tool"))  # one of Anthropic's own
-    function = _mapping(tool["function"], "tools[].function")
+        return dict(as_mapping(tool, "a tool"))  # one of Anthropic's own
+    function = as_mapping(tool["function"], "tools[].function")
     out: dict[str, Any] = {"name": function.get("name")}
     out |= {name: function[name] for name in ("description", "strict") if function.get(name) is not None}
     out["input_schema"] = function.get("parameters") or {"type": "object", "properties": {}}
@@ -228,7 +226,7 @@ def _tool_choice(choice: Any, parallel: Any, *, has_tools: bool) -> dict[str, An
     out: dict[str, Any] | None = None
     if isinstance(choice, str):
         if choice not in _CHOICES:
-            raise _refused(f"tool_choice must be auto, required, none or a function's name, not {choice!r}")
+            raise refused(f"tool_choice must be auto, required, none or a function's name, not {choice!r}")
         out = {"type": _CHOICES[choice]}
     elif isinstance(choice, Mapping):
         function = choice.get("function")
@@ -239,23 +237,3 @@ def _tool_choice(choice: Any, parallel: Any, *, has_tools: bool) -> dict[str, An
         if out["type"] != "none":
             out["disable_parallel_tool_use"] = True
     return out
-
-
-def _list(value: Any, where: str) -> Iterable[Any]:
-    if not isinstance(value, list):
-        raise _refused(f"{where} must be a list, not {_kind(value)}")
-    return value
-
-
-def _mapping(value: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise _refused(f"{where} must be an object, not {_kind(value)}")
-    return value
-
-
-def _kind(value: Any) -> str:
-    return "null" if value is None else type(value).__name__
-
-
-def _refused(text: str) -> InvalidRequestError:
-    return InvalidRequestError(text, sent=False)

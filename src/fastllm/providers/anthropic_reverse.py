@@ -14,7 +14,7 @@ import msgspec
 from ..answers import Choice, ToolCall
 from ..types import Chunk
 from .anthropic_answer import stop_reason, usage_back
-from .anthropic_request import _list, _mapping, _refused
+from .checked import as_list, as_mapping, refused
 
 _SAME = ("model", "max_tokens", "temperature", "top_p", "stream", "service_tier")
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
@@ -28,18 +28,18 @@ def from_messages(body: Mapping[str, Any]) -> dict[str, Any]:
     messages: list[dict[str, Any]] = []
     if body.get("system"):
         messages.append({"role": "system", "content": _content(body["system"], "system")})
-    for place, turn in enumerate(_list(body.get("messages"), "messages")):
-        messages += _messages(_mapping(turn, f"messages[{place}]"), f"messages[{place}]")
+    for place, turn in enumerate(as_list(body.get("messages"), "messages")):
+        messages += _messages(as_mapping(turn, f"messages[{place}]"), f"messages[{place}]")
     out["messages"] = messages
     if body.get("stop_sequences"):
         out["stop"] = body["stop_sequences"]
-    metadata = dict(_mapping(body.get("metadata") or {}, "metadata"))
+    metadata = dict(as_mapping(body.get("metadata") or {}, "metadata"))
     if "user_id" in metadata:
         out["user"] = metadata.pop("user_id")
     if metadata:
         out["metadata"] = metadata
     if body.get("tools"):
-        out["tools"] = [_tool(_mapping(tool, "a tool")) for tool in _list(body["tools"], "tools")]
+        out["tools"] = [_tool(as_mapping(tool, "a tool")) for tool in as_list(body["tools"], "tools")]
     out |= _choice(body.get("tool_choice")) | _output(body.get("output_config"))
     if body.get("stream"):
         out["stream_options"] = {"include_usage": True}
@@ -52,12 +52,12 @@ def _messages(turn: Mapping[str, Any], where: str) -> Iterator[dict[str, Any]]:
         yield _said(content, where)
         return
     if role != "user":
-        raise _refused(f"{where}.role must be user or assistant, not {role!r}")
+        raise refused(f"{where}.role must be user or assistant, not {role!r}")
     if isinstance(content, str):
         yield {"role": "user", "content": content}
         return
     rest = []
-    for block in _list(content, f"{where}.content"):
+    for block in as_list(content, f"{where}.content"):
         if isinstance(block, dict) and block.get("type") == "tool_result":
             yield _result(block, where)
         else:
@@ -69,7 +69,7 @@ def _messages(turn: Mapping[str, Any], where: str) -> Iterator[dict[str, Any]]:
 def _said(content: Any, where: str) -> dict[str, Any]:
     if isinstance(content, str):
         return {"role": "assistant", "content": content}
-    blocks = [dict(_mapping(block, f"{where}.content[]")) for block in _list(content, f"{where}.content")]
+    blocks = [dict(as_mapping(block, f"{where}.content[]")) for block in as_list(content, f"{where}.content")]
     out: dict[str, Any] = {"role": "assistant", "content": None}
     texts = [block.get("text") or "" for block in blocks if block.get("type") == "text"]
     calls = [block for block in blocks if block.get("type") == "tool_use"]
@@ -101,7 +101,7 @@ def _content(blocks: Any, where: str) -> str | list[dict[str, Any]]:
     """A single plain text is written as text."""
     if isinstance(blocks, str):
         return blocks
-    parts = [_part(_mapping(block, f"{where}.content[]")) for block in _list(blocks, where)]
+    parts = [_part(as_mapping(block, f"{where}.content[]")) for block in as_list(blocks, where)]
     if len(parts) == 1 and parts[0].keys() == {"type", "text"}:
         return str(parts[0]["text"])
     return parts
@@ -140,14 +140,14 @@ def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
 def _choice(choice: Any) -> dict[str, Any]:
     if choice is None:
         return {}
-    kind = _mapping(choice, "tool_choice").get("type")
+    kind = as_mapping(choice, "tool_choice").get("type")
     out: dict[str, Any] = {}
     if kind == "tool":
         out["tool_choice"] = {"type": "function", "function": {"name": choice.get("name")}}
     elif kind in _CHOICES:
         out["tool_choice"] = _CHOICES[kind]
     else:
-        raise _refused(f"tool_choice.type must be auto, any, none or tool, not {kind!r}")
+        raise refused(f"tool_choice.type must be auto, any, none or tool, not {kind!r}")
     if choice.get("disable_parallel_tool_use"):
         out["parallel_tool_calls"] = False
     return out
@@ -157,7 +157,7 @@ def _output(config: Any) -> dict[str, Any]:
     if config is None:
         return {}
     out: dict[str, Any] = {}
-    shape = _mapping(config, "output_config").get("format")
+    shape = as_mapping(config, "output_config").get("format")
     if isinstance(shape, dict) and shape.get("type") == "json_schema":
         out["response_format"] = {
             "type": "json_schema",

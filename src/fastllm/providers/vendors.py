@@ -36,6 +36,7 @@ class Vendor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     headers: Mapping[str, str] = {}
     limit_names: Mapping[str, str] = {}
     schemas: Schemas = "json_schema"
+    prices: str = ""  # under which name its prices stand, where that is another
 
 
 def _row(name: str, base_url: str, *key_env: str, **more: object) -> Vendor:
@@ -64,7 +65,7 @@ VENDORS: dict[str, Vendor] = {
             dialect="anthropic",
             base_url_env="ANTHROPIC_BASE_URL",
         ),
-        _row("anthropic-openai", "https://api.anthropic.com/v1", "ANTHROPIC_API_KEY"),
+        _row("anthropic-openai", "https://api.anthropic.com/v1", "ANTHROPIC_API_KEY", prices="anthropic"),
         _row(
             "azure",
             "https://{AZURE_OPENAI_RESOURCE}.openai.azure.com/openai/v1",
@@ -90,9 +91,18 @@ VENDORS: dict[str, Vendor] = {
         _row("fireworks", "https://api.fireworks.ai/inference/v1", "FIREWORKS_API_KEY"),
         _row(
             "gemini",
+            "https://generativelanguage.googleapis.com",
+            "GEMINI_API_KEY",
+            "GOOGLE_API_KEY",
+            dialect="gemini",
+            base_url_env="GEMINI_BASE_URL",
+        ),
+        _row(
+            "gemini-openai",
             "https://generativelanguage.googleapis.com/v1beta/openai",
             "GEMINI_API_KEY",
             "GOOGLE_API_KEY",
+            prices="gemini",
         ),
         _row(
             "groq",

@@ -197,10 +197,55 @@ def chat(ask: Ask) -> Answer:
         raise Refused(400, "Invalid 'messages': it must be a non-empty array of objects.", param="messages")
     limit = number(body, "max_completion_tokens", most=1 << 31) or number(body, "max_tokens", most=1 << 31)
     prompt, said = _heard(messages)
+    if (call := called(ask, body)) is not None:
+        return _called(ask, call, prompt)
     made = [cut(compose(ask, said, i), limit) for i in range(number(body, "n", most=128) or 1)]
     completion = made[0][1] if len(made) == 1 else sum(tokens for _, tokens, _ in made)
     reply = _chat_stream(ask, made, prompt) if ask.stream else Reply(_chat_whole(ask, made, prompt, completion))
     return Answer(reply, prompt, completion, prompt + (completion if limit is None else limit * len(made)))
+
+
+def called(ask: Ask, body: dict[str, Any]) -> dict[str, Any] | None:
+    """Give the tool call that must be made: of the function that is named, or else of the first; its arguments are the
+    least that fits, with the checksum for text. None where no call is required."""
+    choice = body.get("tool_choice")
+    named = choice["function"].get("name") if isinstance(choice, dict) and "function" in choice else None
+    functions = [tool["function"] for tool in body.get("tools") or () if isinstance(tool, dict) and "function" in tool]
+    wanted = [one for one in functions if named is None or one.get("name") == named]
+    if not wanted or (choice != "required" and named is None):
+        return None
+    arguments = encode(specimen(wanted[0].get("parameters") or {"type": "object"}, ask.checksum)).decode()
+    return {"id": ask.id("call"), "type": "function", "function": {"name": wanted[0]["name"], "arguments": arguments}}
+
+
+def _called(ask: Ask, call: dict[str, Any], prompt: int) -> Answer:
+    """Answer with a tool call."""
+    completion = tokens_in(call["function"]["arguments"])
+    usage = usage_of(prompt, completion)
+    if not ask.stream:
+        message = {"role": "assistant", "content": None, "refusal": None, "tool_calls": [call]}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "tool_calls"}
+        frame = _chat_frame(ask, "chat.completion")
+        return Answer(Reply(encode({**frame, "choices": [choice], "usage": usage})), prompt, completion, prompt)
+    frame = {**_chat_frame(ask, "chat.completion.chunk"), "system_fingerprint": "fp_mock"}
+    function = {"name": call["function"]["name"], "arguments": ""}
+    deltas: list[dict[str, Any]] = [
+        {"role": "assistant", "content": None, "tool_calls": [{"index": 0, **call, "function": function}]},
+        *(
+            {"tool_calls": [{"index": 0, "function": {"arguments": part}}]}
+            for part in portions(call["function"]["arguments"])
+        ),
+        {},
+    ]
+    last = len(deltas) - 1
+    choices = [
+        {"index": 0, "delta": delta, "logprobs": None, "finish_reason": "tool_calls" if place == last else None}
+        for place, delta in enumerate(deltas)
+    ]
+    events = [event({**frame, "choices": [choice]}) for choice in choices]
+    if ask.include_usage:
+        events.append(event({**frame, "choices": [], "usage": usage}))
+    return Answer(stream_of([*events, _DONE]), prompt, completion, prompt)
 
 
 def _heard(messages: list[dict[str, Any]]) -> tuple[int, str]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from . import gemini
 from .answers import CREATED, Answerer, Ask, chat, completions, read
 from .config import MockConfig
 from .faults import Place, plan_of
@@ -97,18 +98,26 @@ class App:
         """Decide what is sent for one request."""
         self._number += 1
         endpoint = _BY_URL.get(received.url) or _BY_URL.get(received.url.partition(b"?")[0])
+        told: dict[str, Any] = {}
+        if endpoint is None and (found := gemini.route(received.url)) is not None:
+            endpoint, model, stream = found
+            told = {"model": model, "stream": stream}
         if endpoint is None or received.method != b"POST":
             return self._plain(received)
         self.recorder.began()
         try:
-            return self._model(received, endpoint)
+            return self._model(received, endpoint, told)
         except Refused as refused:
             self.recorder.live.rejected += 1
             return Wire(self._dressed(refused.reply, received).pieces(), outcome="rejected")
 
-    def _model(self, received: Received, endpoint: Answerer) -> Wire:
+    def _model(self, received: Received, endpoint: Answerer, told: dict[str, Any]) -> Wire:
+        """Answer a model's endpoint; `told` is what of the request stands in its URL."""
         self._authorise(received)
-        ask = read(_json(received.body), self.config, self._number, _DEFAULT_MODELS.get(endpoint))
+        body = _json(received.body)
+        if told and isinstance(body, dict):
+            body |= told
+        ask = read(body, self.config, self._number, _DEFAULT_MODELS.get(endpoint))
         answer = endpoint(ask)
         now = self._now()
         self.recorder.saw(now, ask.checksum, answer.charge)
