@@ -430,6 +430,8 @@ def _class_for(status: int, code: str | None, kind: str | None, message: str, fo
     names = [name for name in (code, kind) if name]
     if isinstance(found.details, dict) and isinstance(found.details.get("error_code"), str):
         names.append(found.details["error_code"])
+    if status == 400 and message.startswith("API key not valid"):  # Gemini
+        return AuthenticationError
     if _QUOTA_CODES.intersection(names) or _daily_quota(found.details):
         return QuotaExceededError
     if isinstance(found.metadata, dict) and found.metadata.get("limit_source") == "openrouter_in_flight_budget":

@@ -6,6 +6,7 @@ name, so that a request that goes on to Gemini arrives as it came.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -31,28 +32,39 @@ _CONFIG = {
 }
 _READ = frozenset(("contents", "systemInstruction", "tools", "toolConfig", "generationConfig", "model"))
 _MODES = {"AUTO": "auto", "ANY": "required", "NONE": "none", "VALIDATED": "auto"}
+_UNDERSCORE = re.compile(r"_([a-z])")
 _encode = msgspec.json.encode
 
 
 def from_gemini(body: Mapping[str, Any], model: str) -> dict[str, Any]:
     """Give the chat body of a generateContent body. InvalidRequestError where there is none."""
+    body = _camel(body)
     messages: list[dict[str, Any]] = []
     system = body.get("systemInstruction")
     if system:
-        parts = as_list(as_mapping(system, "systemInstruction").get("parts"), "systemInstruction.parts")
+        parts = [_camel(part) for part in as_list(as_mapping(system, "systemInstruction").get("parts"), "its parts")]
         messages.append({"role": "system", "content": _content(parts, "systemInstruction")})
     called: list[tuple[str, Any]] = []  # names and ids of the calls that wait for a result
     for place, turn in enumerate(as_list(body.get("contents"), "contents")):
         messages += _messages(as_mapping(turn, f"contents[{place}]"), f"contents[{place}]", called)
     out: dict[str, Any] = {"model": model, "messages": messages}
     out |= _tools(body.get("tools")) | _choice(body.get("toolConfig"))
-    out |= _config(as_mapping(body.get("generationConfig") or {}, "generationConfig"))
+    out |= _config(_camel(as_mapping(body.get("generationConfig") or {}, "generationConfig")))
     return out | {name: value for name, value in body.items() if name not in _READ and value is not None}
+
+
+def _camel(fields: Any) -> Any:
+    """Give an object with its names as Gemini's reference has them: as all of protobuf's JSON, they may also come in
+    snake_case, and Google's own SDK sends some so."""
+    if not isinstance(fields, Mapping):
+        return fields
+    return {_UNDERSCORE.sub(lambda found: found[1].upper(), str(name)): value for name, value in fields.items()}
 
 
 def _messages(turn: Mapping[str, Any], where: str, called: list[tuple[str, Any]]) -> Iterator[dict[str, Any]]:
     role = turn.get("role") or "user"
-    parts = [dict(as_mapping(part, f"{where}.parts[]")) for part in as_list(turn.get("parts"), f"{where}.parts")]
+    given = as_list(turn.get("parts"), f"{where}.parts")
+    parts = [_camel(as_mapping(part, f"{where}.parts[]")) for part in given]
     if role == "model":
         message = said(parts, len(called))
         called += [(call["function"]["name"], call["id"]) for call in message.get("tool_calls") or ()]
@@ -98,7 +110,7 @@ def _content(parts: list[Any], where: str) -> str | list[dict[str, Any]]:
 def _part(part: Mapping[str, Any]) -> dict[str, Any]:
     if part.keys() == {"text"}:
         return {"type": "text", "text": part["text"]}
-    data = part.get("inlineData")
+    data = _camel(part.get("inlineData"))
     if isinstance(data, dict):
         kind = str(data.get("mimeType") or "")
         if kind.startswith("audio/"):
@@ -108,7 +120,7 @@ def _part(part: Mapping[str, Any]) -> dict[str, Any]:
         if kind.startswith("image/"):
             return {"type": "image_url", "image_url": {"url": url}}
         return {"type": "file", "file": {"file_data": url}}
-    file = part.get("fileData")
+    file = _camel(part.get("fileData"))
     if isinstance(file, dict) and str(file.get("mimeType") or "").startswith("image/"):
         return {"type": "image_url", "image_url": {"url": file.get("fileUri")}}
     return dict(part)  # one of Gemini's own
@@ -117,8 +129,8 @@ def _part(part: Mapping[str, Any]) -> dict[str, Any]:
 def _tools(tools: Any) -> dict[str, Any]:
     out: list[dict[str, Any]] = []
     for tool in as_list(tools or [], "tools"):
-        fields = dict(as_mapping(tool, "a tool"))
-        for declared in fields.pop("functionDeclarations", None) or ():
+        fields = _camel(as_mapping(tool, "a tool"))
+        for declared in map(_camel, fields.pop("functionDeclarations", None) or ()):
             function = {name: declared[name] for name in ("name", "description") if declared.get(name) is not None}
             schema = declared.get("parametersJsonSchema") or _lower(declared.get("parameters"))
             if schema:
@@ -142,7 +154,7 @@ def _lower(schema: Any) -> Any:
 
 
 def _choice(config: Any) -> dict[str, Any]:
-    calling = as_mapping(config or {}, "toolConfig").get("functionCallingConfig")
+    calling = _camel(_camel(as_mapping(config or {}, "toolConfig")).get("functionCallingConfig"))
     if not isinstance(calling, dict):
         return {}
     names = calling.get("allowedFunctionNames") or []
@@ -159,7 +171,7 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
         schema = config.get("responseJsonSchema") or _lower(config.get("responseSchema"))
         shape = {"name": "answer", "schema": schema, "strict": True}
         out["response_format"] = {"type": "json_schema", "json_schema": shape} if schema else {"type": "json_object"}
-    thinking = config.get("thinkingConfig")
+    thinking = _camel(config.get("thinkingConfig"))
     if isinstance(thinking, dict) and isinstance(thinking.get("thinkingLevel"), str):
         out["reasoning_effort"] = thinking["thinkingLevel"].lower()
     elif thinking is not None:

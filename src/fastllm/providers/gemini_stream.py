@@ -204,8 +204,8 @@ def whole_answer(answer: HTTPResponse, request: Request) -> Response:
     except (msgspec.DecodeError, ValueError, RecursionError):
         judge(request.path, answer)  # says what is wrong with it
         raise
-    if isinstance(found, list) and found and all(isinstance(item, dict) for item in found):
-        found = found[0] if "error" in found[0] else {}  # errors come as a list of one, too
+    if isinstance(found, list) and found and isinstance(found[0], dict) and found[0].get("error"):
+        raise error_inside(answer.body, answer)  # errors come as a list of one, too
     if not isinstance(found, dict) or found.get("error") or not (found.get("candidates") or is_blocked(found)):
         judge(request.path, answer)
         raise ProtocolError(

@@ -15,10 +15,10 @@ from typing import Any
 
 import msgspec
 
-from . import gemini
 from .answers import CREATED, Answerer, Ask, chat, completions, read
 from .config import MockConfig
 from .faults import Place, plan_of
+from .gemini import route
 from .limits import Ledger, Verdict
 from .messages import messages
 from .more_answers import embeddings, moderations, responses
@@ -99,7 +99,7 @@ class App:
         self._number += 1
         endpoint = _BY_URL.get(received.url) or _BY_URL.get(received.url.partition(b"?")[0])
         told: dict[str, Any] = {}
-        if endpoint is None and (found := gemini.route(received.url)) is not None:
+        if endpoint is None and (found := route(received.url)) is not None:
             endpoint, model, stream = found
             told = {"model": model, "stream": stream}
         if endpoint is None or received.method != b"POST":
