@@ -174,7 +174,7 @@ params = { max_completion_tokens = "max_tokens" }
         ("[routs.chat]\nendpoints = ['a']", r"unknown setting 'routs' in .*; did you mean 'routes'\?"),
         ("[routes.chat]", r"routes.chat in .*route.endpoints must name at least one model"),
         ("[routes.chat]\nendpoints = 'a'", r"routes.chat in .*: endpoints must be a list of model names or tables"),
-        ("[routes.chat]\nendpoints = [5]", r"routes.chat in .*Expected `object`, got `int` - at `\$.endpoints\[0\]`"),
+        ("[routes.chat]\nendpoints = [5]", r"routes.chat in .*Expected .*`, got `int` - at `\$.endpoints\[0\]`"),
         ("[routes.chat]\nendpoint = ['a']", r"unknown field `endpoint`.*; did you mean 'endpoints'\?"),
         ("[routes.chat]\nendpoints = [{model = 'a', wieght = 2}]", r"did you mean 'weight'\?"),
         (

@@ -102,6 +102,10 @@ if TYPE_CHECKING:
     from .providers.openai import (
         OpenAIProvider as OpenAIProvider,
     )
+    from .providers.vendors import (
+        Vendor as Vendor,
+        register_vendor as register_vendor,
+    )
     from .schema.base import (
         Schema as Schema,
     )
@@ -181,6 +185,7 @@ _HOMES = {
     "options": ("UNSET", "CachePolicy", "Limits", "Retry", "Route", "Timeout", "Upstream"),
     "providers.base": ("Decoder", "Provider"),
     "providers.openai": ("OpenAIProvider",),
+    "providers.vendors": ("Vendor", "register_vendor"),
     "schema.base": ("Schema",),
     "schema.tool": ("Tool", "tool"),
     "sync": ("FastLLM",),

@@ -6,7 +6,7 @@ None means "none" or "unlimited", never "default"; UNSET means "the caller did n
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, get_args
 
 import msgspec
@@ -193,11 +193,11 @@ class Route(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     and "content_filter".
     """
 
-    endpoints: tuple[Upstream, ...]
-    fallbacks: tuple[Upstream, ...] = ()
+    endpoints: Sequence[str | Upstream]
+    fallbacks: Sequence[str | Upstream] = ()
     choose: Choice = "weighted"
     sticky: bool = False
-    on: tuple[Reason, ...] = REASONS
+    on: Sequence[Reason] = REASONS
     tries: int = 2
     patience: float = 10.0
 
@@ -216,6 +216,11 @@ class Route(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         msgspec.structs.force_setattr(self, "on", tuple(self.on))
         _number("route.tries", self.tries, at_least=1, whole=True, required=True, unit="attempts")
         _number("route.patience", self.patience, at_least=0, required=True, unit="seconds")
+
+    @property
+    def tiers(self) -> tuple[tuple[Upstream, ...], ...]:
+        """The endpoints, then each fallback."""
+        return _upstreams("endpoints", self.endpoints), *((one,) for one in _upstreams("fallbacks", self.fallbacks))
 
 
 def _upstreams(field: str, given: object) -> tuple[Upstream, ...]:

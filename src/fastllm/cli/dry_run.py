@@ -114,7 +114,7 @@ class Count:
             return self._table.find(next(names, BASE_URL), model)
         route = self._routes.get(model)
         if route is not None:  # what the first of its endpoints takes
-            model = route.endpoints[0].model
+            model = route.tiers[0][0].model
         name, rest = split_model(model, self._known)
         return self._table.find(name or DEFAULT_VENDOR, rest)
 

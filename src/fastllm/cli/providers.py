@@ -33,8 +33,9 @@ def command(names: tuple[str, ...], ready: bool, as_json: bool) -> None:
     for line in _table(rows):
         click.echo(line)
     for name, route in settings.routes.items():
-        ends = ", ".join(upstream.model for upstream in route.endpoints)
-        backs = ", then ".join(upstream.model for upstream in route.fallbacks)
+        first, *others = route.tiers
+        ends = ", ".join(upstream.model for upstream in first)
+        backs = ", then ".join(upstream.model for upstream, *_ in others)
         click.echo(f"route {name}: {ends}{f'; then {backs}' if backs else ''}")
 
 

@@ -137,7 +137,8 @@ class Tiers:
         self.name = name
         self.route = route
         self._find = find
-        self._tiers: list[Tier | None] = [None] * (1 + len(route.fallbacks))
+        self._upstreams = route.tiers
+        self._tiers: list[Tier | None] = [None] * len(self._upstreams)
 
     def __len__(self) -> int:
         return len(self._tiers)
@@ -146,7 +147,7 @@ class Tiers:
         """Give a tier, whose endpoints are made when it is first asked for."""
         found = self._tiers[index]
         if found is None:
-            wanted = self.route.endpoints if index == 0 else self.route.fallbacks[index - 1 : index]
+            wanted = self._upstreams[index]
             ends = await asyncio.gather(*map(self._find, wanted))
             members: dict[Endpoint, Member] = {}
             for endpoint, upstream in zip(ends, wanted, strict=True):
@@ -157,8 +158,8 @@ class Tiers:
 
     async def begin(self) -> Tier:
         """Give the first tier. What is wrong with the fallbacks is said now, not in their hour of need."""
-        for index, upstream in enumerate(self.route.fallbacks, 1):
-            if not upstream.model.startswith(LOCAL):
+        for index, (upstream, *_) in enumerate(self._upstreams):
+            if index and not upstream.model.startswith(LOCAL):
                 await self.tier(index)
         return await self.tier(0)
 
