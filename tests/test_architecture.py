@@ -19,14 +19,15 @@ LAYERS = {
     "engine": 3,
     **dict.fromkeys(["jobs", "progress"], 4),
     **dict.fromkeys(
-        ["settings", "build", "params", "rows", "batch", "resources", "client", "sync_resources", "sync"], 5
+        ["settings", "build", "params", "rows", "batch", "embedding", "resources", "client", "sync_resources", "sync"],
+        5,
     ),
     **dict.fromkeys(["gateway", "distributed", "contrib", "testing"], 6),
     "cli": 7,
 }
 ORDERED = {
     0: ["errors", "options", "answers", "schema", "types", "clock", "loop"],
-    5: ["settings", "params", "build", "rows", "batch", "resources", "client", "sync_resources", "sync"],
+    5: ["settings", "params", "build", "rows", "batch", "embedding", "resources", "client", "sync_resources", "sync"],
 }
 # Foreign library -> the only places that may import it.
 ONE_PLACE = {

@@ -67,6 +67,7 @@ TABLE: list[tuple[int, Any, type[APIStatusError], bool]] = [
     (400, error(code="context_length_exceeded"), ContextLengthError, False),
     (400, error(message="prompt is too long: 210000 tokens > 200000"), ContextLengthError, False),
     (400, error(type="exceed_context_size_error", code=400), ContextLengthError, False),
+    (500, error(message="input (3001 tokens) is too large to process", type="api_error"), ContextLengthError, False),
     (400, error(code="unsupported_parameter", param="top_k"), UnsupportedParameterError, False),
     (400, error(code="unsupported_value"), UnsupportedParameterError, False),
     (400, error(code="content_filter"), ContentFilterError, False),

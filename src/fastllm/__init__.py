@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from .client import (
         AsyncFastLLM as AsyncFastLLM,
     )
+    from .embedding import (
+        Vectors as Vectors,
+    )
     from .engine.events import (
         AttemptFailed as AttemptFailed,
         Observer as Observer,
@@ -142,6 +145,7 @@ _HOMES = {
     "cache.disk": ("DiskCache",),
     "cache.memory": ("InMemoryCache",),
     "client": ("AsyncFastLLM",),
+    "embedding": ("Vectors",),
     "engine.events": ("AttemptFailed", "Observer", "RequestDone"),
     "engine.stats": ("Snapshot",),
     "engine.stream": ("Stream",),

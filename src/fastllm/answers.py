@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import sys
 import types
+from array import array
+from importlib import import_module
 from typing import Any, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -112,6 +116,25 @@ class Embedding(msgspec.Struct):
     index: int = 0
     embedding: list[float] | str = []
     object: str = "embedding"
+
+    @property
+    def floats(self) -> Any:
+        """The vector as numbers, however it came: a NumPy array of float32 where NumPy is installed, else an
+        `array.array` of the same. ValueError where base64 text is none."""
+        if isinstance(self.embedding, str):
+            packed = base64.b64decode(self.embedding, validate=True)
+        else:
+            packed = _little_endian(array("f", self.embedding)).tobytes()
+        try:
+            return import_module("numpy").frombuffer(packed, dtype="<f4")
+        except ImportError:
+            return _little_endian(array("f", packed))
+
+
+def _little_endian(values: array[float]) -> array[float]:
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values
 
 
 class Payload(msgspec.Struct):

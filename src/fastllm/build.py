@@ -27,6 +27,7 @@ from .engine.router import Router
 from .errors import APIConnectionError, ConfigError, MissingKeyError, UnknownProviderError
 from .options import CachePolicy, Limits, Retry, Route, Timeout, Upstream
 from .policy.budget import Budget
+from .policy.packing import Packing
 from .policy.parameters import Parameters, UnsupportedParams
 from .policy.pricing import Price, PriceTable
 from .policy.purse import Purse, UnknownPrice
@@ -60,7 +61,8 @@ CacheOption = str | CachePolicy | Cache | Store | None
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Everything an engine is made from; `checked` tells whether it is possible. The repr shows no secret.
 
-    `budget` is in USD, `prices` a file whose rows replace those of the package's price table.
+    `budget` is in USD, `prices` a file whose rows replace those of the package's price table. `embeddings_per_request`
+    bounds how many inputs of a batch share a request; None: as many as the vendor takes.
     """
 
     base_url: str | None = None
@@ -78,6 +80,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     unknown_price: UnknownPrice = "refuse"
     unsupported_params: UnsupportedParams = "adapt"
     routes: Mapping[str, Route] = {}
+    embeddings_per_request: int | None = None
 
     def __repr__(self) -> str:
         key = "***" if self.api_key else None
@@ -107,6 +110,11 @@ def checked(options: EngineOptions) -> EngineOptions:
         raise ConfigError(f"unsupported_params must be 'adapt' or 'refuse', not {options.unsupported_params!r}")
     if options.budget is not None:
         Budget(options.budget)
+    most = options.embeddings_per_request
+    if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
+        raise ConfigError(
+            f"embeddings_per_request must be a whole number of at least 1 (1: none share a request), not {most!r}"
+        )
     return msgspec.structs.replace(
         options,
         api_key=_key(options.api_key),
@@ -206,6 +214,8 @@ def engine(options: EngineOptions) -> Engine:
         observers=options.observers,
     )
     made.budget = budget
+    if options.embeddings_per_request != 1:
+        made.pack()
     made.on_close(resolver.close)
     return made
 
@@ -436,6 +446,7 @@ class _Resolver:
             price=price,
             purse=purse,
             parameters=Parameters(who.params, learns=self._options.unsupported_params == "adapt"),
+            packing=Packing(self._options.embeddings_per_request or who.embed_inputs, who.embed_tokens),
         )
 
     def _price(self, vendor: Vendor, target: Target) -> tuple[str, Price | None]:

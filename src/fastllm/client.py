@@ -16,6 +16,7 @@ import msgspec
 
 from . import build
 from .build import CacheOption, EngineOptions
+from .embedding import Input, Vectors, rows_of_inputs
 from .engine.engine import Engine
 from .engine.events import Observer
 from .engine.stats import Snapshot, Stats
@@ -28,7 +29,7 @@ from .jobs.journal import Durability, journal_path
 from .jobs.publish import Order
 from .jobs.runner import DEFAULT_CONCURRENCY, Job, JobResult, outcomes
 from .options import UNSET, Limits, Retry, Route, Timeout, UnsetType
-from .params import ChatParams
+from .params import ChatParams, EmbeddingParams
 from .policy.parameters import UnsupportedParams
 from .policy.purse import UnknownPrice
 from .progress import Kind, make_progress, with_unseen
@@ -47,6 +48,7 @@ class ClientParams(TypedDict, total=False):
     budget: float | None
     cache: CacheOption
     default_headers: Mapping[str, str] | None
+    embeddings_per_request: int | None
     limits: Limits | None
     max_retries: int | UnsetType
     observers: Sequence[Observer]
@@ -126,7 +128,8 @@ class AsyncFastLLM:
     `limits` hold for each endpoint and model. `cache` is "memory", "disk", a Cache, a Store, or None for no cache.
     `routes` are further model names, each a Route with several endpoints behind it. `budget` is the most that all
     requests together may cost, in USD; `prices` a file with prices of one's own, and `unknown_price` says what becomes
-    of a request whose model has none. A parameter that a model refuses is left out or
+    of a request whose model has none. Inputs that a batch wants embedded share requests, as many as the vendor takes or
+    at most `embeddings_per_request`. A parameter that a model refuses is left out or
     called as it wants it, with a warning; `unsupported_params="refuse"` makes that the request's error.
 
         async with AsyncFastLLM() as client:
@@ -146,6 +149,7 @@ class AsyncFastLLM:
         budget: float | None = None,
         cache: CacheOption = None,
         default_headers: Mapping[str, str] | None = None,
+        embeddings_per_request: int | None = None,
         limits: Limits | None = None,
         max_retries: int | UnsetType = UNSET,
         observers: Sequence[Observer] = (),
@@ -164,6 +168,7 @@ class AsyncFastLLM:
             base_url=base_url,
             budget=budget,
             default_headers={} if default_headers is None else default_headers,
+            embeddings_per_request=embeddings_per_request,
             limits=limits,
             observers=observers,
             prices=prices,  # type: ignore[arg-type]  # made a Path of below
@@ -285,6 +290,25 @@ class AsyncFastLLM:
             await client.map("Translate to French: {}", ["one", "two"], model="openai/gpt-4o-mini")
         """
         return await self._collected(mapped(template, rows, model, system, params), rows, progress)
+
+    async def embed(
+        self,
+        inputs: Iterable[Input] | AsyncIterable[Input],
+        *,
+        model: str,
+        progress: Kind = "none",
+        **params: Unpack[EmbeddingParams],
+    ) -> Vectors:
+        """Get the vectors of many inputs, texts or lists of token ids, in their order.
+
+        They share requests, as many as the vendor takes in one; what it refuses teaches how many that are, and an input
+        that cannot be embedded costs no other one its vector.
+
+            vectors = await client.embed(texts, model="openai/text-embedding-3-small", dimensions=256)
+            matrix = vectors.to_numpy()  # float32, of shape (len(texts), 256)
+        """
+        rows = rows_of_inputs(inputs, model, params)
+        return Vectors(await self._collected(rows, inputs, progress))
 
     async def run(
         self, source: str | Path, output: str | Path, *, model: str = "", **options: Unpack[RunParams]

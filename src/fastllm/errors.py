@@ -436,6 +436,8 @@ def _class_for(status: int, code: str | None, kind: str | None, message: str, fo
         return QuotaExceededError
     if isinstance(found.metadata, dict) and found.metadata.get("limit_source") == "openrouter_in_flight_budget":
         return RateLimitError  # a 402 that passes as soon as requests in flight are answered
+    if status == 500 and "too large to process" in message:  # llama.cpp, of an input to embed
+        return ContextLengthError
     for name in names:
         if name in _BY_CODE:
             return _BY_CODE[name]

@@ -33,12 +33,13 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, Unpack
 
 from .client import AsyncFastLLM, ClientParams, RunParams
+from .embedding import Input, Vectors, rows_of_inputs
 from .engine.stats import Snapshot
 from .errors import FastLLMError
 from .jobs.runner import Job, JobResult
-from .jobs.workers import ORDERED_WINDOW
+from .jobs.workers import MOST_PACKED, ORDERED_WINDOW
 from .loop import new_event_loop
-from .params import ChatParams
+from .params import ChatParams, EmbeddingParams
 from .progress import Kind
 from .rows import Item, Template, mapped, rows_of
 from .sync_resources import Chat, Completions, Embeddings, Responses, SyncStream
@@ -235,6 +236,21 @@ class FastLLM:
         """
         return self._collected(mapped(template, rows, model, system, params), rows, progress)
 
+    def embed(
+        self,
+        inputs: Iterable[Input],
+        *,
+        model: str,
+        progress: Kind = "none",
+        **params: Unpack[EmbeddingParams],
+    ) -> Vectors:
+        """Get the vectors of many inputs, in their order. See AsyncFastLLM.embed.
+
+        The inputs are read in the caller's thread.
+        """
+        rows = rows_of_inputs(inputs, model, params)
+        return Vectors(self._collected(rows, inputs, progress, more=MOST_PACKED))
+
     def run(
         self, source: str | Path, output: str | Path, *, model: str = "", **options: Unpack[RunParams]
     ) -> JobResult:
@@ -258,13 +274,13 @@ class FastLLM:
         feed, client = _Feed(portal), self._client
         return _pumped(portal, feed, client._outcomes(feed, ordered=False), rows_of(requests, model), _ahead(client, 2))
 
-    def _collected(self, rows: Any, source: Any, kind: Kind) -> list[Outcome]:
+    def _collected(self, rows: Any, source: Any, kind: Kind, *, more: int = 0) -> list[Outcome]:
         portal = self._at()
         portal.refuse_itself()
         feed, client = _Feed(portal), self._client
         total = len(source) if isinstance(source, Sized) else None
         found = client._shown(feed, total, kind)
-        return list(_pumped(portal, feed, found, rows, _ahead(client, ORDERED_WINDOW)))
+        return list(_pumped(portal, feed, found, rows, _ahead(client, ORDERED_WINDOW) + more))
 
     @property
     def stats(self) -> Snapshot:

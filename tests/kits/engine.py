@@ -15,6 +15,7 @@ from fastllm.engine.limiter import Limiter
 from fastllm.engine.router import Router
 from fastllm.jobs.workers import outcomes
 from fastllm.options import Limits, Retry, Timeout
+from fastllm.policy.packing import Packing
 from fastllm.providers.openai import OpenAIProvider
 from fastllm.testing.clock import VirtualClock
 from fastllm.transport.base import HTTPStream
@@ -89,6 +90,7 @@ def make_engine(
     timeout: Timeout | None = None,
     observers: Any = (),
     headers: dict[str, str] | None = None,
+    packing: Packing | None = None,
 ) -> Engine:
     """Make an engine on the running virtual loop whose provider is `handler`."""
     clock = VirtualClock()
@@ -96,7 +98,7 @@ def make_engine(
     async def resolve(model: str) -> Endpoint:
         limiter = Limiter(limits or Limits(), clock)
         target = Target(base_url="http://test", model=model, headers=Headers(headers or {}))
-        return Endpoint(f"test/{model}", OpenAIProvider(), target, limiter)
+        return Endpoint(f"test/{model}", OpenAIProvider(), target, limiter, packing=packing)
 
     return Engine(
         Router(resolve),

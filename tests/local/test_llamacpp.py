@@ -10,14 +10,14 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import msgspec
 import pytest
 
-from fastllm import FastLLM
-from fastllm.errors import ConfigError, MissingExtra
+from fastllm import FastLLM, tool
+from fastllm.errors import ConfigError, ContextLengthError, MissingExtra
 from fastllm.local import llamacpp
 
 
@@ -157,3 +157,59 @@ held.sendall(b"POST /v1/completions HTTP/1.1\\r\\nHost: x\\r\\nContent-Length: %
         except (ConnectionResetError, TimeoutError):  # caught while it was going
             continue
     pytest.fail(f"the server still listens on port {port}")
+
+
+def test_it_embeds_many_inputs_in_a_few_requests_and_says_which_one_is_too_long(model: llamacpp.LocalModel) -> None:
+    texts = [f"The number {i}" for i in range(20)]
+    with FastLLM() as client:
+        vectors = client.embed([*texts, "x " * 5000], model="local/smollm2")
+        requests = client.stats.attempts
+        alone = client.embeddings.create(model="local/smollm2", input="The number 7")
+    assert isinstance(vectors.errors.pop(20), ContextLengthError)
+    assert not vectors.errors
+    assert requests <= 11  # halves, down to the one that is too long
+    assert max(abs(vectors[7] - alone.data[0].floats)) < 1e-3
+    assert len(vectors[7]) == 576
+
+
+def test_it_streams_what_it_answers_whole(model: llamacpp.LocalModel) -> None:
+    ask: Any = {
+        "model": "local/smollm2",
+        "temperature": 0,
+        "max_tokens": 30,
+        "messages": [
+            {"role": "system", "content": "Answer in one short sentence."},
+            {"role": "user", "content": "What is the capital of France?"},
+        ],
+    }
+    with FastLLM() as client:
+        whole = client.chat.completions.create(**ask)
+        with client.chat.completions.create(stream=True, stream_options={"include_usage": True}, **ask) as stream:
+            text = "".join(stream.text_stream)
+            streamed = stream.final()
+    assert "Paris" in text
+    assert whole.text == text == streamed.text
+    assert whole.usage is not None
+    assert streamed.usage is not None
+    assert whole.usage.completion_tokens == streamed.usage.completion_tokens > 0
+
+
+def test_it_takes_tools_and_their_results(model: llamacpp.LocalModel) -> None:
+    """That it is given them is what can be shown: a model of 135 M parameters does not call any."""
+
+    @tool
+    def add(a: int, b: int) -> int:
+        """Add two numbers."""
+        return a + b
+
+    call = {"id": "c", "type": "function", "function": {"name": "add", "arguments": '{"a":2,"b":3}'}}
+    messages: list[Any] = [
+        {"role": "user", "content": "Add 2 and 3."},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "5"},
+    ]
+    with FastLLM() as client:
+        answer = client.chat.completions.create(
+            model="local/smollm2", messages=messages, tools=[add], temperature=0, max_tokens=30
+        )
+    assert answer.text

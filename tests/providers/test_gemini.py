@@ -420,7 +420,7 @@ def test_embeddings() -> None:
     answer = HTTPResponse(status=200, body=b'{"embeddings":[{"values":[1,0.5]},{"values":[0,2]}]}')
     packed = GEMINI.decode(request, answer).data
     assert packed[0].embedding == base64.b64encode(array("f", [1, 0.5]).tobytes()).decode()
-    plain = GEMINI.decode(Request.of({"model": "m", "input": "a"}, path=EMBEDDINGS), answer)
+    plain = GEMINI.decode(Request.of({"model": "m", "input": ["a", "b"]}, path=EMBEDDINGS), answer)
     assert [(one.index, one.embedding) for one in plain.data] == [(0, [1, 0.5]), (1, [0, 2])]
     with pytest.raises(e.InvalidRequestError, match="Gemini takes no tokens"):
         GEMINI.encode(Request.of({"model": "m", "input": [1, 2]}, path=EMBEDDINGS), TARGET)

@@ -65,6 +65,7 @@ SETTINGS = (
     "prices",
     "unknown_price",
     "unsupported_params",
+    "embeddings_per_request",
     "input_format",
     "output_format",
     "keep",
@@ -167,6 +168,7 @@ def _done(places: Places, settings: Settings, again: Again) -> int:
             unknown_price=settings["unknown_price"],
             unsupported_params=settings["unsupported_params"],
             routes=settings.routes,
+            embeddings_per_request=settings["embeddings_per_request"],
         )
         try:
             with local_hint(settings):

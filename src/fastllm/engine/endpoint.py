@@ -22,6 +22,7 @@ from ..policy.backoff import UNREACHABLE_CODES, only_patience
 from ..policy.breaker import PROBE
 from ..policy.fingerprint import scope
 from ..policy.hedging import Hedging
+from ..policy.packing import Packing
 from ..policy.parameters import Parameters
 from ..policy.pricing import Price
 from ..policy.purse import Purse, answers_asked
@@ -55,6 +56,7 @@ class Endpoint:
         "limit_names",
         "limiter",
         "name",
+        "packing",
         "parameters",
         "price",
         "provider",
@@ -76,6 +78,7 @@ class Endpoint:
         price: Price | None = None,
         purse: Purse | None = None,
         parameters: Parameters | None = None,
+        packing: Packing | None = None,
     ) -> None:
         self.name = name
         self.provider = provider
@@ -87,6 +90,7 @@ class Endpoint:
         self.cost: float | None = 0.0  # USD, of the answers so far; None where one has no known price or usage
         self.purse = purse
         self.parameters = parameters  # what it does not take; None: its refusals are the caller's business
+        self.packing = packing or Packing()  # how many inputs go into one embeddings request
         self.retries = RetryBudget(limiter.now)
         self.hedging: Hedging | None = None  # once somebody asks for it
         self._refusals = 0

@@ -18,7 +18,6 @@ from ..cache.base import Cache
 from ..clock import Clock, Deadline
 from ..errors import (
     APIStatusError,
-    BudgetExceededError,
     LLMError,
     RateLimitError,
     StoppedError,
@@ -29,14 +28,15 @@ from ..policy.budget import Budget
 from ..policy.headers import NOTHING, Hints, body_hints, read_hints
 from ..policy.tokens import Estimate
 from ..transport.base import HTTPStream, Transport
-from ..types import HTTPRequest, HTTPResponse, Request, Response
+from ..types import EMBEDDINGS, HTTPRequest, HTTPResponse, Request, Response
 from . import parking
 from .call import Call, in_time, too_late
 from .endpoint import Endpoint
-from .events import AttemptFailed, Event, Observer, RequestDone
+from .events import AttemptFailed, Event, Observer, RequestDone, attempts_only
 from .flight import Flight, Terms
 from .hedge import A, Race, latencies, spare_permit
 from .limiter import ParkedError, Permit
+from .packs import Packs, split
 from .router import Router, Tier, address
 from .stats import Snapshot, Stats, snapshot_of
 from .stream import Stream, replayed
@@ -45,8 +45,7 @@ from .way import begin
 
 logger = logging.getLogger("fastllm")
 
-PURSE_WAIT = 0.5  # seconds between looks at money that is held for others
-RETRY_WAIT = 1.0  # and at a retry budget that is used up
+RETRY_WAIT = 1.0  # seconds between looks at a retry budget that is used up
 
 
 Look = Callable[[Tier], Awaitable[A | None]]
@@ -81,6 +80,7 @@ class Engine:
         self._flights: dict[bytes, Flight] = {}
         self._closing: list[Callable[[], Awaitable[None]]] = []
         self.budget: Budget | None = None  # the endpoints' purses draw on it
+        self.packs: Packs | None = None
 
     def with_options(
         self, *, router: Router | None = None, retry: Retry | None = None, timeout: Timeout | None = None
@@ -101,7 +101,16 @@ class Engine:
         other.under_way = self.under_way
         other._flights = self._flights
         other._closing = self._closing
+        if self.packs is not None:
+            other.pack()
         return other
+
+    def pack(self) -> None:
+        """Have inputs that a batch wants embedded share requests."""
+        plain = self.with_options()
+        plain.cache = None  # each input's answer is kept by itself
+        plain.observers = tuple(partial(attempts_only, observer) for observer in self.observers)
+        self.packs = Packs(plain)
 
     async def execute(self, request: Request) -> Response:
         """Get the answer to one request, or raise one LLMError. ConfigError where the model cannot be routed."""
@@ -237,6 +246,10 @@ class Engine:
         look: Callable[[Tier], Awaitable[A | None]] | None = None,
     ) -> Awaitable[A]:
         """Step 3; on a route at one endpoint after another, where `look` finds what a fallback has answered before."""
+        if self.packs is not None and call.request.path == EMBEDDINGS and once == self._send:
+            shared = split(call.request)
+            if shared is not None:
+                return self.packs.join(call, endpoint, shared)
         if call.way is None:
             return self._repeat(call, endpoint, once)
         return call.way.travel(endpoint, lambda other: self._repeat(call, other, once), look)
@@ -262,7 +275,9 @@ class Engine:
             if call.flight is not None and call.flight.answer is not None:  # another leader was first
                 permit.cancel()
                 return call.flight.answer  # type: ignore[return-value]  # only whole answers fly
-            if endpoint.purse is not None and not await self._pay(call, endpoint, permit):
+            if endpoint.purse is not None and not await parking.pay(
+                call, endpoint, permit, self.clock, self.stats, self._random
+            ):
                 continue
             attempt = call.attempts = call.attempts + 1
             self.stats.sent(attempt)
@@ -356,25 +371,6 @@ class Engine:
             self.stats.waiting -= 1
             if waited is not None:
                 call.hold(self.clock.now() - waited)
-
-    async def _pay(self, call: Call, endpoint: Endpoint, permit: Permit) -> bool:
-        """Reserve the most that this attempt can cost. False: money held for others is missing; try again later."""
-        try:
-            endpoint.reserve(call.request, permit)
-            return True
-        except BaseException as error:
-            permit.cancel()
-            if not (isinstance(error, BudgetExceededError) and error.passing):
-                raise
-        waited = call.excuse(self.clock.now())
-        self.stats.waiting += 1
-        try:
-            while not endpoint.affords(call.request):
-                await self.clock.sleep(PURSE_WAIT * (0.5 + self._random()))
-        finally:
-            self.stats.waiting -= 1
-            call.hold(self.clock.now() - waited)
-        return False
 
     async def _send(self, call: Call, endpoint: Endpoint, http: HTTPRequest, permit: Permit) -> Response:
         """One attempt at a whole answer. The permit is given back here, whatever happens."""

@@ -43,3 +43,9 @@ class Observer(Protocol):
     """Called with each event on the engine's loop; must return quickly. What it raises is logged, not raised."""
 
     def __call__(self, event: Event) -> None: ...
+
+
+def attempts_only(observer: Observer, event: Event) -> None:
+    """Pass on what is about attempts: for requests that stand for several, which are each announced by themselves."""
+    if isinstance(event, AttemptFailed):
+        observer(event)

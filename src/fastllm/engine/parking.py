@@ -1,13 +1,22 @@
-"""Parking: what requests are told where a provider wants them back so late that nobody should wait without a word."""
+"""Waits that the engine makes before it sends: where the provider wants nobody so early, and for money held for others.
+
+What a provider wants back so late that nobody should wait without a word is told at once.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from ..clock import Clock
-from ..errors import RateLimitError, StoppedError
+from ..errors import BudgetExceededError, RateLimitError, StoppedError
 from ..options import Retry
+from .call import Call
 from .endpoint import Endpoint
+from .limiter import Permit
+from .stats import Stats
+
+PURSE_WAIT = 0.5  # seconds between looks at money that is held for others
 
 
 def patience(retry: Retry, *, batch: bool) -> float:
@@ -29,3 +38,25 @@ def check(endpoint: Endpoint, most: float, clock: Clock, *, batch: bool) -> None
 def blocked_until(endpoint: Endpoint, clock: Clock, seconds: float) -> str:
     until = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(clock.time() + seconds))
     return f"{endpoint.name} is blocked until {until} (Retry-After {seconds:.0f} s)"
+
+
+async def pay(
+    call: Call, endpoint: Endpoint, permit: Permit, clock: Clock, stats: Stats, random: Callable[[], float]
+) -> bool:
+    """Reserve the most that this attempt can cost. False: money held for others is missing; try again later."""
+    try:
+        endpoint.reserve(call.request, permit)
+        return True
+    except BaseException as error:
+        permit.cancel()
+        if not (isinstance(error, BudgetExceededError) and error.passing):
+            raise
+    waited = call.excuse(clock.now())
+    stats.waiting += 1
+    try:
+        while not endpoint.affords(call.request):
+            await clock.sleep(PURSE_WAIT * (0.5 + random()))
+    finally:
+        stats.waiting -= 1
+        call.hold(clock.now() - waited)
+    return False

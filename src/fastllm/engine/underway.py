@@ -11,12 +11,17 @@ from ..clock import TASKS
 class Crew(Protocol):
     """Tasks of one run, and who wants to know of their requests."""
 
-    out: set[asyncio.Task[Any]]
-    """Tasks whose request the provider may have, so that its answer must not be lost."""
+    def sent(self, task: asyncio.Task[Any]) -> None:
+        """The provider may have the task's request, so that its answer must not be lost."""
+        ...
 
     def refused(self, task: asyncio.Task[Any]) -> None:
         """The attempt came to nothing: cancelling the task now loses nothing."""
         ...
+
+    def packed(self, count: int) -> None:
+        """So many tasks more (or less) wait for a request that they share with others."""
+        return None
 
 
 class UnderWay:
@@ -35,18 +40,24 @@ class UnderWay:
     def leave(self, task: asyncio.Task[Any]) -> None:
         self._crews.pop(task, None)
 
-    def sent(self) -> None:
-        """This task's request goes out now."""
+    def sent(self, task: asyncio.Task[Any] | None = None) -> None:
+        """A task's request goes out now: this one's, or another's for whom it asks."""
         if self._crews:
-            task = TASKS.get(self._loop) or asyncio.current_task()
+            task = task or TASKS.get(self._loop) or asyncio.current_task()
             crew = self._crews.get(task)
             if crew is not None and task is not None:
-                crew.out.add(task)
+                crew.sent(task)
 
-    def failed(self) -> None:
+    def packed(self, task: asyncio.Task[Any] | None, count: int) -> None:
+        """A task begins (1) or ends (-1) to wait for a request that it shares with others."""
+        crew = self._crews.get(task)
+        if crew is not None:
+            crew.packed(count)
+
+    def failed(self, task: asyncio.Task[Any] | None = None) -> None:
         """It came to nothing."""
         if self._crews:
-            task = asyncio.current_task()
+            task = task or asyncio.current_task()
             crew = self._crews.get(task)
             if crew is not None and task is not None:
                 crew.refused(task)

@@ -24,6 +24,7 @@ from ..types import Outcome, Request, Response, Row
 from .collector import PACE
 
 ORDERED_WINDOW = 8  # times the concurrency: room to wait for a slow row while the others go on
+MOST_PACKED = 8192  # rows that share requests are in work beyond the concurrency
 
 
 class Executes(Protocol):
@@ -82,6 +83,7 @@ class Workers:
             raise ConfigError(f"concurrency must be a whole number of at least 1, not {concurrency!r}")
         self.concurrency = concurrency
         self.window = max(window or concurrency * (ORDERED_WINDOW if ordered else 2), concurrency)
+        self._packed = self._room = 0  # rows that share requests, and how many of them are not counted
         self._unwritten = unwritten  # tells how many rows were taken and not recorded yet
         self._execute = engine.execute
         self._stats: Stats | None = getattr(engine, "stats", None)
@@ -124,15 +126,18 @@ class Workers:
         if not self._ready:
             return None
         self._taken += 1
-        if self._idle and self._unwritten is None:
-            self._wake()
+        if self._unwritten is None:
+            if self._idle:
+                self._wake()
+            elif self._packed:
+                self._more()
         return self._ready.popleft()
 
     def written_from_thread(self) -> None:
         """Let workers go on that wait for records; may be called from any thread, and is cheap where none do."""
-        if self._idle:
+        if self._idle or self._packed:
             with contextlib.suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(self._wake_all)
+                self._loop.call_soon_threadsafe(self._wake_all if self._idle else self._more)
 
     async def news(self) -> None:
         """Wait until an outcome is ready or all is finished."""
@@ -168,6 +173,25 @@ class Workers:
             self._draining = True
             for task in self._tasks - self.out:
                 task.cancel()
+
+    def sent(self, task: asyncio.Task[Any]) -> None:
+        self.out.add(task)
+
+    def packed(self, count: int) -> None:
+        """Rows that wait in packs keep no others from being pulled: more of them make fuller packs."""
+        self._packed += count
+        self._room = min(self._packed, MOST_PACKED)
+        if count > 0:
+            self._more()
+
+    def _more(self) -> None:
+        """Have one more row pulled if there is room for it."""
+        if self._ended or self._is_full():
+            return
+        if self._idle:
+            self._wake()
+        elif len(self._tasks) < self.concurrency + self._room:
+            self._spawn()
 
     def refused(self, task: asyncio.Task[Any]) -> None:
         self.out.discard(task)
@@ -212,6 +236,8 @@ class Workers:
             self.stop()
         if not self._tasks:
             self._call_consumer()
+        elif self._packed:
+            self._more()
 
     def _call_consumer(self) -> None:
         consumer = self._consumer
@@ -231,11 +257,15 @@ class Workers:
 
     def _is_full(self) -> bool:
         ahead = self._pulled - self._taken
-        return ahead >= self.window or (self._unwritten is not None and ahead + self._unwritten() >= self.window)
+        window = self.window + self._room
+        return ahead >= window or (self._unwritten is not None and ahead + self._unwritten() >= window)
 
     async def _work(self) -> None:
         execute, me, pull = self._execute, asyncio.current_task(), self._next
         while not self._ended:
+            if len(self._tasks) > self.concurrency + self._room:  # the packs are gone that made room for this one
+                self._wake()
+                return
             if self._puller is not None or self._is_full():
                 waiter = self._loop.create_future()
                 self._idle.append(waiter)
@@ -258,11 +288,7 @@ class Workers:
                 continue
             turn = self._pulled
             self._pulled = turn + 1
-            if not self._is_full():
-                if self._idle:
-                    self._wake()
-                elif len(self._tasks) < self.concurrency:
-                    self._spawn()
+            self._more()
             request = row.request
             if request is None:
                 outcome = Outcome(index=row.index, custom_id=row.custom_id, error=row.error or _empty(row))

@@ -152,6 +152,12 @@ def _weights(spec: str) -> Path:
     return path.resolve()
 
 
+def _says_how_it_pools(path: str) -> bool:
+    """Models that are made for embeddings do, among the facts of their architecture at the head of the file."""
+    with Path(path).open("rb") as file:
+        return b".pooling_type" in file.read(1 << 20)
+
+
 def _serve(path: str, name: str, slots: int, slot_tokens: int) -> None:
     """Be the child: serve until standard input ends. Its threads are not joined: they would wait for open requests."""
     params = xllamacpp.CommonParams()
@@ -166,6 +172,10 @@ def _serve(path: str, name: str, slots: int, slot_tokens: int) -> None:
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_ENABLED
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = max(1, cores - 1)
+    params.embedding = True
+    params.n_ubatch = slot_tokens  # an input to embed must be read in one go
+    if not _says_how_it_pools(path):  # chat models do not
+        params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
     params.n_gpu_layers = 0
     params.fit_params = False
     params.cache_ram_mib = 0

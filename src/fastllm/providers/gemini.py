@@ -14,7 +14,7 @@ from ..types import CHAT, EMBEDDINGS, NO_HEADERS, Chunk, HTTPRequest, HTTPRespon
 from . import gemini_answer, gemini_request
 from .base import Decoder, Provider
 from .gemini_stream import GeminiDecoder, whole_answer
-from .openai_answer import judge, request_id_of
+from .openai_answer import check_vectors, judge, request_id_of
 from .openai_replay import chunks_of
 from .openai_schema import told
 
@@ -105,5 +105,7 @@ def _embeddings(request: Request, answer: HTTPResponse) -> Response:
         body = msgspec.json.encode(whole) if whole["data"] else answer.body
     except (msgspec.DecodeError, ValueError, TypeError, RecursionError):
         body = answer.body  # which `judge` then says something of
-    _, usage = judge(EMBEDDINGS, HTTPResponse(status=answer.status, headers=answer.headers, body=body))
+    told = HTTPResponse(status=answer.status, headers=answer.headers, body=body)
+    _, usage = judge(EMBEDDINGS, told)
+    check_vectors(request, told)
     return Response(body=body, path=EMBEDDINGS, usage=usage, status_code=answer.status)

@@ -7,9 +7,9 @@ from functools import lru_cache
 import msgspec
 
 from ..errors import InvalidRequestError, classify
-from ..types import NO_HEADERS, Chunk, HTTPRequest, HTTPResponse, Request, Response, Target
+from ..types import EMBEDDINGS, NO_HEADERS, Chunk, HTTPRequest, HTTPResponse, Request, Response, Target
 from .base import Decoder, Provider
-from .openai_answer import judge, request_id_of
+from .openai_answer import check_vectors, judge, request_id_of
 from .openai_replay import chunks_of
 from .openai_schema import told
 from .openai_stream import OpenAIDecoder
@@ -43,6 +43,8 @@ class OpenAIProvider(Provider):
         if request.stream and answer.body.lstrip().startswith(_EVENTS):
             return self._decode_stream(request, answer)
         finish_reason, usage = judge(request.path, answer)
+        if request.path == EMBEDDINGS:
+            check_vectors(request, answer)
         return Response(
             body=answer.body,
             path=request.path,

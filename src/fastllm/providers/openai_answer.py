@@ -14,7 +14,8 @@ import msgspec
 
 from ..answers import Usage, lenient
 from ..errors import APIStatusError, InternalServerError, ProtocolError, classify, parse_error_body, snippet
-from ..types import CHAT, COMPLETIONS, EMBEDDINGS, MODERATIONS, RESPONSES, HTTPResponse
+from ..types import CHAT, COMPLETIONS, EMBEDDINGS, MODERATIONS, RESPONSES, HTTPResponse, Request
+from .vectors import count_of, vectors_of
 
 _NOT_JSON = (msgspec.DecodeError, ValueError, RecursionError)  # bad UTF-8 and endless integers are ValueErrors
 _NULL = msgspec.Raw(b"null")
@@ -102,6 +103,16 @@ def judge(path: str, answer: HTTPResponse) -> tuple[str | None, Usage | None]:
     usage = found.usage
     # All zero is how some servers say that they did not count.
     return reason, usage if usage is not None and usage.total_tokens else None
+
+
+def check_vectors(request: Request, answer: HTTPResponse) -> None:
+    """Raise ProtocolError unless an embeddings answer has one vector for each input."""
+    count = count_of(request.body)
+    if count:
+        try:
+            vectors_of(answer.body, count)
+        except ValueError as error:
+            raise nonsense(answer, str(error)) from None
 
 
 def request_id_of(answer: HTTPResponse) -> str | None:

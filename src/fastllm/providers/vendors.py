@@ -22,7 +22,8 @@ class Vendor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     the header `key_header`, by default as the dialect has it. `params` are parameters that the vendor calls otherwise,
     by the name that OpenAI gave them. `headers` go with every request. `limit_names` says what the vendor means by the
     usual rate-limit headers, where that is not the usual (`policy.headers.read_hints`). `schemas`: whether all its chat
-    models take a JSON schema as `response_format`, or only the wish for JSON, or nothing of the kind.
+    models take a JSON schema as `response_format`, or only the wish for JSON, or nothing of the kind. `embed_inputs`
+    and `embed_tokens` are the most inputs and tokens of one embeddings request; 0: not known.
     """
 
     name: str
@@ -36,6 +37,8 @@ class Vendor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     headers: Mapping[str, str] = {}
     limit_names: Mapping[str, str] = {}
     schemas: Schemas = "json_schema"
+    embed_inputs: int = 0
+    embed_tokens: int = 0
     prices: str = ""  # under which name its prices stand, where that is another
 
 
@@ -57,7 +60,14 @@ def _own(name: str, base_url: str, base_url_env: str) -> Vendor:
 VENDORS: dict[str, Vendor] = {
     vendor.name: vendor
     for vendor in (
-        _row("openai", "https://api.openai.com/v1", "OPENAI_API_KEY", base_url_env="OPENAI_BASE_URL"),
+        _row(
+            "openai",
+            "https://api.openai.com/v1",
+            "OPENAI_API_KEY",
+            base_url_env="OPENAI_BASE_URL",
+            embed_inputs=2048,
+            embed_tokens=300_000,
+        ),
         _row(
             "anthropic",
             "https://api.anthropic.com",
@@ -72,6 +82,8 @@ VENDORS: dict[str, Vendor] = {
             "AZURE_OPENAI_API_KEY",
             base_url_env="AZURE_OPENAI_BASE_URL",
             key_header="api-key",
+            embed_inputs=2048,
+            embed_tokens=300_000,
         ),
         _row(
             "bedrock",
@@ -80,7 +92,7 @@ VENDORS: dict[str, Vendor] = {
             base_url_env="AWS_BEDROCK_BASE_URL",
         ),
         _row("cerebras", "https://api.cerebras.ai/v1", "CEREBRAS_API_KEY"),
-        _row("cohere", "https://api.cohere.ai/compatibility/v1", "COHERE_API_KEY", "CO_API_KEY"),
+        _row("cohere", "https://api.cohere.ai/compatibility/v1", "COHERE_API_KEY", "CO_API_KEY", embed_inputs=96),
         _row(
             "deepseek",
             "https://api.deepseek.com/v1",
@@ -96,6 +108,7 @@ VENDORS: dict[str, Vendor] = {
             "GOOGLE_API_KEY",
             dialect="gemini",
             base_url_env="GEMINI_BASE_URL",
+            embed_inputs=100,
         ),
         _row(
             "gemini-openai",
@@ -103,6 +116,7 @@ VENDORS: dict[str, Vendor] = {
             "GEMINI_API_KEY",
             "GOOGLE_API_KEY",
             prices="gemini",
+            embed_inputs=100,
         ),
         _row(
             "groq",

@@ -33,6 +33,7 @@ class MockConfig(msgspec.Struct, frozen=True, kw_only=True):
     api_key: str | None = None  # set: anything else is a 401
     answer: str | None = None  # the text of every answer; None: checksum, some words, the question
     answer_bytes: int | None = None  # cut or stretch the text to this size
+    max_inputs: int = 2048  # of one embeddings request
     dimensions: int = 256  # of embeddings, where the request does not say
     headers: bool = True  # send x-ratelimit-*
     vary: bool = False  # put a counter into each text: equal requests get unequal answers
@@ -43,7 +44,7 @@ class MockConfig(msgspec.Struct, frozen=True, kw_only=True):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ConfigError(f"{name} is {value!r}; it must be a finite number of at least 0")
-        for name in ("rpm", "tpm", "max_concurrency", "answer_bytes"):
+        for name in ("rpm", "tpm", "max_concurrency", "answer_bytes", "max_inputs"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value!r}; it must be at least 1, or None")

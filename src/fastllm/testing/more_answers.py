@@ -28,7 +28,6 @@ _CATEGORIES = [
     "violence",
     "violence/graphic",
 ]
-_INPUTS = 2048  # OpenAI's bound on the inputs of one embeddings request
 
 
 # --- responses -------------------------------------------------------------------------------------------------
@@ -118,9 +117,12 @@ def embeddings(ask: Ask) -> Answer:
     given = ask.body.get("input")
     one = isinstance(given, str) or (isinstance(given, list) and bool(given) and isinstance(given[0], int))
     inputs: list[Any] = [given] if one else given if isinstance(given, list) else []
-    if not 1 <= len(inputs) <= _INPUTS or any(not isinstance(item, str | list) or not item for item in inputs):
-        text = f"'$.input' is invalid: it must be 1 to {_INPUTS} non-empty strings or arrays of tokens."
+    if not inputs or any(not isinstance(item, str | list) or not item for item in inputs):
+        text = "'$.input' is invalid: it must be a non-empty string, or an array of such or of tokens."
         raise Refused(400, text, param="input")
+    if len(inputs) > ask.config.max_inputs:
+        most = f"Expected an array with maximum length {ask.config.max_inputs}, but got one with length {len(inputs)}."
+        raise Refused(400, f"Invalid 'input': array too long. {most}", param="input", code="array_above_max_length")
     form = ask.body.get("encoding_format") or "float"
     if form not in ("float", "base64"):
         raise Refused(400, "Invalid 'encoding_format': it must be 'float' or 'base64'.", param="encoding_format")
