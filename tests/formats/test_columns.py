@@ -182,7 +182,7 @@ def test_every_column_of_the_row_in_json_lines() -> None:
     assert json.loads(file.getvalue())["keep"] == {"n": 1, "prompt": "p"}
 
 
-@given(st.dictionaries(st.text(min_size=1, max_size=5), VALUES, max_size=4))
+@given(st.dictionaries(st.text(min_size=1, max_size=5).filter(lambda name: name != "*"), VALUES, max_size=4))
 def test_a_table_of_text_gives_back_every_kept_value(row: dict[str, Any]) -> None:
     """Text stands as it is, everything else as JSON, and nothing where there is nothing."""
     file = io.BytesIO()
