@@ -199,6 +199,8 @@ def test_csv_templates_standard_input_and_gzip(tmp_path: Path, server: Any) -> N
         (["mock", "--port", "99999"], "port"),
         (["mock", "--error-rate", "2"], "error_rate"),
         (["chat", "hi"], "no model was given"),
+        (["chat", "hi", "--model", "m", "--attach", "no.png"], "--attach no.png: No such file"),
+        (["chat", "hi", "--model", "m", "--attach", "there.jsonl"], "'there.jsonl' is none of PNG"),
         (["nonsense"], "nonsense"),
     ],
     ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else None,
@@ -237,6 +239,9 @@ def test_settings_come_from_the_file_and_the_environment_too(tmp_path: Path, ser
 def test_chat_streams_one_answer(tmp_path: Path, server: Any) -> None:
     done = run("chat", "Tell me", "--model", "m", "--base-url", server.base_url, cwd=tmp_path)
     assert done.returncode == 0 and "Tell me" in done.stdout
+    (tmp_path / "a.gif").write_bytes(b"GIF89a\x01\x00\x01\x00")
+    done = run("chat", "A picture", "--attach", "a.gif", "--model", "m", "--base-url", server.base_url, cwd=tmp_path)
+    assert done.returncode == 0 and "A picture" in done.stdout
     server.script(["401"])
     done = run("chat", "Tell me", "--model", "m", "--base-url", server.base_url, cwd=tmp_path)
     assert done.returncode == 1 and "401" in done.stderr and len(done.stderr.splitlines()) == 1

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
         ToolCall as ToolCall,
         Usage as Usage,
     )
+    from .attachment import (
+        attach as attach,
+    )
     from .batch import (
         RequestBatch as RequestBatch,
     )
@@ -140,6 +143,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "answers": ("Choice", "Embedding", "Message", "ToolCall", "Usage"),
+    "attachment": ("attach",),
     "batch": ("RequestBatch",),
     "cache.base": ("Cache", "Store", "StoreStats"),
     "cache.disk": ("DiskCache",),

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from .. import loop
+from ..attachment import attach
 from ..client import AsyncFastLLM
 from ..errors import ConfigError, InvalidRequestError, LLMError
 from ..settings import Settings
@@ -34,7 +35,14 @@ from .say import say
     temperature="Sampling temperature.",
     max_tokens="Longest answer in tokens.",
 )
-def command(prompt: str, **flags: Any) -> int:
+@click.option(
+    "--attach",
+    "attached",
+    multiple=True,
+    metavar="FILE",
+    help="Image, PDF or sound to send with PROMPT; may be given more than once.",
+)
+def command(prompt: str, attached: tuple[str, ...], **flags: Any) -> int:
     """Ask PROMPT (- reads it from standard input) and stream the answer."""
     settings = settings_of(flags)
     try:
@@ -44,9 +52,12 @@ def command(prompt: str, **flags: Any) -> int:
     if not settings["model"]:
         raise ConfigError("no model was given: name one with --model, such as --model local/smollm2, or FASTLLM_MODEL")
     check_model(settings)
+    content: str | list[dict[str, Any]] = text
+    if attached:
+        content = [{"type": "text", "text": text}, *map(_attached, attached)]
     try:
         with local_hint(settings):
-            loop.run(_chat(text, settings))
+            loop.run(_chat(content, settings))
     except LLMError as error:
         sys.stdout.flush()
         say(f"fastllm: error: {error}")
@@ -54,8 +65,15 @@ def command(prompt: str, **flags: Any) -> int:
     return 0
 
 
-async def _chat(prompt: str, settings: Settings) -> None:
-    messages = [{"role": "system", "content": settings["system"]}] if settings["system"] else []
+def _attached(path: str) -> dict[str, Any]:
+    try:
+        return attach(path)
+    except OSError as error:
+        raise ConfigError(f"--attach {path}: {error.strerror or error}") from None
+
+
+async def _chat(prompt: str | list[dict[str, Any]], settings: Settings) -> None:
+    messages: list[dict[str, Any]] = [{"role": "system", "content": settings["system"]}] if settings["system"] else []
     messages.append({"role": "user", "content": prompt})
     params = {name: settings[name] for name in ("temperature", "max_tokens") if settings[name] is not None}
     async with AsyncFastLLM(
