@@ -668,3 +668,19 @@ def test_retry_and_max_retries_together_are_refused() -> None:
     with pytest.raises(fastllm.ConfigError, match="not both"):
         client.with_options(max_retries=2, retry=retry)
     assert client.with_options(max_retries=2)._options.retry == fastllm.Retry(attempts=3, patient=False)
+
+
+async def test_moderations_through_both_clients_and_in_a_batch(server: Any) -> None:
+    inputs = ["a walk", "violence in the streets"]
+    async with AsyncFastLLM(base_url=server.base_url, api_key="k") as client:
+        one = await client.moderations.create(input=inputs)
+        batch = RequestBatch()
+        batch.moderations.create(input=inputs[1], model=MODEL)
+        (many,) = await client.process(batch)
+    with openai.OpenAI(base_url=server.base_url, api_key="k") as theirs:
+        expected = theirs.moderations.create(input=inputs)
+    assert [result.flagged for result in one.results] == [False, True]
+    assert [result.flagged for result in expected.results] == [False, True]
+    assert one.results[1].categories["violence"] is True
+    assert one.results[1].category_scores["violence"] == expected.results[1].category_scores.violence
+    assert many.unwrap().results[0].flagged

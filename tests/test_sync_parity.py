@@ -10,7 +10,7 @@ from fastllm import batch, client, resources, sync, sync_resources
 
 PAIRS = [(client.AsyncFastLLM, sync.FastLLM)] + [
     (getattr(resources, name), getattr(sync_resources, name))
-    for name in ("Chat", "ChatCompletions", "Completions", "Embeddings", "Responses")
+    for name in ("Chat", "ChatCompletions", "Completions", "Embeddings", "Moderations", "Responses")
 ]
 RENAMED = {"aclose": "close"}
 ONLY_ASYNC = {"engine"}
@@ -32,7 +32,7 @@ def test_the_sync_client_has_the_same_methods_with_the_same_parameters(theirs: t
 
 
 def test_a_batch_collects_through_the_same_tree() -> None:
-    for name in ("ChatCompletions", "Completions", "Embeddings", "Responses"):
+    for name in ("ChatCompletions", "Completions", "Embeddings", "Moderations", "Responses"):
         theirs = inspect.signature(getattr(resources, name).create).parameters
         ours = inspect.signature(getattr(batch, "_" + name).create).parameters
         assert list(ours) == [parameter for parameter in theirs if parameter != "stream"]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         Choice as Choice,
         Embedding as Embedding,
         Message as Message,
+        Moderation as Moderation,
         ToolCall as ToolCall,
         Usage as Usage,
     )
@@ -142,7 +143,7 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
-    "answers": ("Choice", "Embedding", "Message", "ToolCall", "Usage"),
+    "answers": ("Choice", "Embedding", "Message", "Moderation", "ToolCall", "Usage"),
     "attachment": ("attach",),
     "batch": ("RequestBatch",),
     "cache.base": ("Cache", "Store", "StoreStats"),

@@ -137,6 +137,15 @@ def _little_endian(values: array[float]) -> array[float]:
     return values
 
 
+class Moderation(msgspec.Struct):
+    """What a moderation model says of one input; `category_applied_input_types` tells which of its parts led to it."""
+
+    flagged: bool = False
+    categories: dict[str, bool | None] = {}
+    category_scores: dict[str, float | None] = {}
+    category_applied_input_types: dict[str, list[str]] | None = None
+
+
 class Payload(msgspec.Struct):
     """Any OpenAI answer or stream event, all operations in one."""
 
@@ -149,7 +158,7 @@ class Payload(msgspec.Struct):
     choices: list[Choice] | None = None
     data: list[Embedding] | None = None
     output: list[Any] | None = None
-    results: list[Any] | None = None
+    results: list[Moderation] | None = None
     delta: Any = None
     response: Any = None
     usage: Usage | None = None

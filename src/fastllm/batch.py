@@ -15,9 +15,19 @@ import msgspec
 
 from .build import wire_model
 from .errors import ConfigError
-from .params import ChatParams, CompletionParams, EmbeddingParams, Messages, ResponsesParams, messages_of, to_request
+from .params import (
+    MODERATOR,
+    CallOptions,
+    ChatParams,
+    CompletionParams,
+    EmbeddingParams,
+    Messages,
+    ResponsesParams,
+    messages_of,
+    to_request,
+)
 from .policy.fingerprint import canonical, fingerprint
-from .types import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, Request
+from .types import CHAT, COMPLETIONS, EMBEDDINGS, MODERATIONS, RESPONSES, Request
 
 
 class RequestBatch:
@@ -33,6 +43,7 @@ class RequestBatch:
         self.chat = _Chat(self)
         self.completions = _Completions(self)
         self.embeddings = _Embeddings(self)
+        self.moderations = _Moderations(self)
         self.responses = _Responses(self)
 
     def add(self, request: Request) -> str:
@@ -89,6 +100,12 @@ class _Embeddings(_Collects):
     def create(self, *, model: str, input: str | Sequence[Any], **params: Unpack[EmbeddingParams]) -> str:
         """Collect an embedding; give its id."""
         return self._add(EMBEDDINGS, model, {"input": input}, params)
+
+
+class _Moderations(_Collects):
+    def create(self, *, input: str | Sequence[Any], model: str = MODERATOR, **params: Unpack[CallOptions]) -> str:
+        """Collect inputs to be judged; give the request's id."""
+        return self._add(MODERATIONS, model, {"input": input}, params)
 
 
 class _Responses(_Collects):

@@ -33,7 +33,7 @@ from .params import ChatParams, EmbeddingParams
 from .policy.parameters import UnsupportedParams
 from .policy.purse import UnknownPrice
 from .progress import Kind, make_progress, with_unseen
-from .resources import Chat, Completions, Embeddings, Responses
+from .resources import Chat, Completions, Embeddings, Moderations, Responses
 from .rows import Item, Template, mapped, rows_of
 from .schema.base import Schema
 from .transport.base import Transport
@@ -188,6 +188,7 @@ class AsyncFastLLM:
         self.chat = Chat(self)
         self.completions = Completions(self)
         self.embeddings = Embeddings(self)
+        self.moderations = Moderations(self)
         self.responses = Responses(self)
 
     def with_options(

@@ -33,6 +33,9 @@ class CallOptions(TypedDict, total=False):
     custom_id: str | None
 
 
+MODERATOR = "omni-moderation-latest"  # OpenAI's own default, which routing needs to know
+
+
 class SamplingParams(CallOptions, total=False):
     frequency_penalty: float | None
     logit_bias: Mapping[str, int] | None

@@ -9,6 +9,8 @@ from .engine.engine import Engine
 from .engine.fitting import fitting
 from .engine.stream import Stream
 from .params import (
+    MODERATOR,
+    CallOptions,
     ChatParams,
     CompletionParams,
     EmbeddingParams,
@@ -20,7 +22,7 @@ from .params import (
     to_request,
 )
 from .schema.base import Schema
-from .types import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, ParsedResponse, Response
+from .types import CHAT, COMPLETIONS, EMBEDDINGS, MODERATIONS, RESPONSES, ParsedResponse, Response
 
 T = TypeVar("T")
 
@@ -158,6 +160,17 @@ class Embeddings(_Resource):
     async def create(self, *, model: str, input: str | Sequence[Any], **params: Unpack[EmbeddingParams]) -> Response:
         """Get the vectors of one or more inputs: `r.data[i].embedding`. Raises an LLMError."""
         answer: Response = await self._create(EMBEDDINGS, model, {"input": input}, params, False)
+        return answer
+
+
+class Moderations(_Resource):
+    """`client.moderations`."""
+
+    async def create(
+        self, *, input: str | Sequence[Any], model: str = MODERATOR, **params: Unpack[CallOptions]
+    ) -> Response:
+        """Have inputs judged: `r.results[i].flagged`, `.categories`, `.category_scores`. Raises an LLMError."""
+        answer: Response = await self._create(MODERATIONS, model, {"input": input}, params, False)
         return answer
 
 

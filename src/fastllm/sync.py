@@ -42,7 +42,7 @@ from .loop import new_event_loop
 from .params import ChatParams, EmbeddingParams
 from .progress import Kind
 from .rows import Item, Template, mapped, rows_of
-from .sync_resources import Chat, Completions, Embeddings, Responses, SyncStream
+from .sync_resources import Chat, Completions, Embeddings, Moderations, Responses, SyncStream
 from .types import Outcome
 
 __all__ = ["FastLLM", "Portal", "SyncStream"]
@@ -201,6 +201,7 @@ class FastLLM:
         self.chat = Chat(self._client, self._at)
         self.completions = Completions(self._client, self._at)
         self.embeddings = Embeddings(self._client, self._at)
+        self.moderations = Moderations(self._client, self._at)
         self.responses = Responses(self._client, self._at)
 
     def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:

@@ -10,6 +10,8 @@ from typing import Any, Literal, Protocol, Self, TypeVar, Unpack, overload
 from .client import AsyncFastLLM
 from .engine.stream import Stream
 from .params import (
+    MODERATOR,
+    CallOptions,
     ChatParams,
     CompletionParams,
     EmbeddingParams,
@@ -202,6 +204,14 @@ class Embeddings(_Resource):
     def create(self, *, model: str, input: str | Sequence[Any], **params: Unpack[EmbeddingParams]) -> Response:
         """Get the vectors of one or more inputs: `r.data[i].embedding`. Raises an LLMError."""
         return self._call(self._client.embeddings.create(model=model, input=input, **params))
+
+
+class Moderations(_Resource):
+    """`client.moderations`."""
+
+    def create(self, *, input: str | Sequence[Any], model: str = MODERATOR, **params: Unpack[CallOptions]) -> Response:
+        """Have inputs judged: `r.results[i].flagged`, `.categories`, `.category_scores`. Raises an LLMError."""
+        return self._call(self._client.moderations.create(input=input, model=model, **params))
 
 
 class Responses(_Resource):

@@ -15,7 +15,7 @@ from typing import Any, Generic, Literal, TypeVar
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from .answers import Choice, Embedding, Payload, Usage, decode_payload
+from .answers import Choice, Embedding, Moderation, Payload, Usage, decode_payload
 from .errors import ConfigError, InvalidRequestError, LLMError, MissingExtra, Tried
 from .options import Timeout
 from .schema.base import Schema
@@ -292,6 +292,11 @@ class Response(msgspec.Struct, kw_only=True, eq=False):
     def output(self) -> list[Any]:
         """The items of a Responses API answer."""
         return self.payload.output or []
+
+    @property
+    def results(self) -> list[Moderation]:
+        """What a moderation model says of each input."""
+        return self.payload.results or []
 
     @property
     def text(self) -> str:
