@@ -18,16 +18,24 @@ CHUNK = (
     b'{"content":" word"},"finish_reason":null}]}\n\n'
 )
 MIB = 1 << 20
+ALIKE = (
+    b"\n", b"\r", b"\r\n", b":\n", b":\n\n", b"a\n", b"a\n\n", b"a:b\n", b"event:x\n", b"event:x\n\n", b"data\n",
+    b"data:\n", b"data:x\n", b"data\n\n", b"data:\n\n", b"\ndata:\n\n", b"data:\r\r", b"data:\n:\n\n", b"data\nx\n\n",
+    b":\ndata\n", b"data\nevent\n", b"event:x\ndata\n\n",
+)  # fmt: skip
+MIXED = (b"data\n\n" * 500 + b"data\ndata\n\n", b"data\n\neventx\n", b"data:\ndata:x\n\n", b"data\n\nevent\ndata\n\n")
 
 
 def awkward() -> Iterator[tuple[str, bytes, int]]:
     """Give inputs of a MiB and how many bytes of each come at a time."""
     yield "one line in pieces of 1 KiB", b"data: " + b"x" * MIB, 1024
-    yield "empty lines", b"\n" * MIB, MIB
-    yield "CRs alone", b"\r" * MIB, MIB
-    yield "comments", b":\n" * (MIB // 2), 65536
-    yield "data lines of one event", b"data:x\n" * (MIB // 7), 65536
-    yield "fields nobody knows", b"a:b\n" * (MIB // 4), 65536
+    for lines in ALIKE:
+        for step in (1400, MIB):
+            yield f"{lines!r}, {step:,} B at a time", (lines * (MIB // len(lines) + 1))[:MIB], step
+    for lines in MIXED:
+        yield f"{lines[-24:]!r}, mixed", (lines * (MIB // len(lines) + 1))[:MIB], 65536
+    for lines in (b"\n", b"data:x\n\n", b"event:x\ndata:y\n\n"):
+        yield f"{lines!r}, 16 B at a time", (lines * (MIB // len(lines) + 1))[:MIB], 16
 
 
 def seconds(data: bytes, step: int) -> float:
@@ -43,10 +51,17 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=200)
     count = parser.parse_args().megabytes * 1_000_000
     for step in (1400, 16_384, 65_536):
-        data = CHUNK * (count // len(CHUNK) // 4)
-        print(f"usual events, {step:,} bytes at a time: {len(data) / seconds(data, step) / 1e6:,.0f} MB a CPU second")
+        for kind, event in (("usual", CHUNK), ("named", b"event: content_block_delta\n" + CHUNK)):
+            data = event * (count // len(event) // 4)
+            speed = len(data) / seconds(data, step) / 1e6
+            print(f"{kind} events, {step:,} bytes at a time: {speed:,.0f} MB a CPU second")
+    worst: list[tuple[float, str]] = []
     for name, data, step in awkward():
-        print(f"{name}: {1000 * min(seconds(data, step) for _ in range(3)):.1f} ms for {len(data) / MIB:.2f} MiB")
+        took = 1000 * min(seconds(data, step) for _ in range(3))
+        worst.append((took, name))
+        print(f"{name}: {took:.1f} ms for {len(data) / MIB:.2f} MiB")
+    for took, name in sorted(worst, reverse=True)[:5]:
+        print(f"among the worst: {took:.0f} ms, {name}")
 
 
 if __name__ == "__main__":

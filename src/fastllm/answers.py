@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import sys
 import types
 from array import array
@@ -183,6 +184,7 @@ class Payload(msgspec.Struct):
 
 
 _payload = msgspec.json.Decoder(Payload)
+_object = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 def decode_payload(body: bytes) -> Payload:
@@ -190,8 +192,23 @@ def decode_payload(body: bytes) -> Payload:
     try:
         return _payload.decode(body)
     except msgspec.ValidationError:
-        payload = lenient(msgspec.json.decode(body), Payload)
+        payload = lenient(_decode_any(body), Payload)
         return payload if payload is not None else Payload()
+
+
+def decode_object(body: bytes) -> dict[str, Any]:
+    """Read a JSON object as plain values; msgspec.ValidationError where it is none."""
+    try:
+        return _object(body)
+    except msgspec.ValidationError:
+        return msgspec.convert(_decode_any(body), dict[str, Any])
+
+
+def _decode_any(body: bytes) -> Any:
+    try:
+        return msgspec.json.decode(body)
+    except msgspec.ValidationError:
+        return json.loads(body)  # a number beyond every float, which is no number at all to msgspec
 
 
 def lenient(value: Any, kind: Any) -> Any:

@@ -15,7 +15,7 @@ from typing import Any, Generic, Literal, TypeVar
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from .answers import Choice, Embedding, Moderation, Payload, Usage, decode_payload
+from .answers import Choice, Embedding, Moderation, Payload, Usage, decode_object, decode_payload
 from .errors import ConfigError, InvalidRequestError, LLMError, MissingExtra, Tried
 from .options import Timeout
 from .schema.base import Schema
@@ -313,7 +313,7 @@ class Response(msgspec.Struct, kw_only=True, eq=False):
     def to_dict(self) -> dict[str, Any]:
         """Give the whole body as plain Python values."""
         if self._fields is None:
-            self._fields = msgspec.json.decode(self.body, type=dict[str, Any])
+            self._fields = decode_object(self.body)
         return self._fields
 
     def to_openai(self) -> Any:
@@ -398,7 +398,7 @@ class Chunk(msgspec.Struct, kw_only=True, eq=False):
         return self.payload.delta_text()
 
     def to_dict(self) -> dict[str, Any]:
-        return msgspec.json.decode(self.data, type=dict[str, Any])
+        return decode_object(self.data)
 
     def __repr__(self) -> str:
         return f"<Chunk {self.event or 'data'} {len(self.data)} B>"

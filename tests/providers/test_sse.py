@@ -10,40 +10,7 @@ from hypothesis import given, settings, strategies as st
 
 from fastllm.errors import ProtocolError
 from fastllm.providers.sse import SSEDecoder
-
-Events = list[tuple[str, bytes]]
-
-
-def reference(data: bytes) -> Events:
-    """The rules as the standard words them, one character at a time, slowly."""
-    if data[:3] == b"\xef\xbb\xbf":
-        data = data[3:]
-    lines, line, i = [], b"", 0
-    while i < len(data):
-        char = data[i : i + 1]
-        if char in (b"\r", b"\n"):
-            lines.append(line)
-            line = b""
-            i += 2 if data[i : i + 2] == b"\r\n" else 1
-        else:
-            line += char
-            i += 1
-    events: Events = []
-    event, buffer, any_data = b"", b"", False
-    for line in lines:
-        if line == b"":
-            if any_data:
-                events.append((event.decode("utf-8", "replace"), buffer[:-1]))
-            event, buffer, any_data = b"", b"", False
-        elif line[:1] != b":":
-            name, colon, value = line.partition(b":")
-            if colon and value[:1] == b" ":
-                value = value[1:]
-            if name == b"event":
-                event = value
-            elif name == b"data":
-                buffer, any_data = buffer + value + b"\n", True
-    return events
+from fuzzing.standard import Events, reference
 
 
 def decoded(*pieces: bytes) -> Events:
@@ -55,7 +22,8 @@ PIECES = st.sampled_from(
     [
         b"data", b"event", b"id", b"retry", b":", b" ", b"\n", b"\r", b"\r\n", b"\n\n", b"data: ", b"data:{}\n\n",
         b"x", b"\x00", b"\xe2\x80\xa8", b"\xff", b"\xef\xbb\xbf", b"\xef", "é".encode(), b": comment\n", b"event: e\n",
-        b"data: {}\n\n", b"data: a\n\n", b"data\n\n", b"datax: 1\n",
+        b"data: {}\n\n", b"data: a\n\n", b"data\n\n", b"datax: 1\n", b"event\n", b"eventx\n", b"data:\n:\n\n",
+        b"event: e\ndata: a\n\n", b"event: f\ndata: b\nx\n\n",
     ]
 )  # fmt: skip
 STREAMS = st.lists(PIECES, max_size=40).map(b"".join) | st.binary(max_size=60)
@@ -70,6 +38,21 @@ def test_the_standard_is_kept_at_any_split(data: bytes, cuts: list[int]) -> None
     assert decoded(data) == expected
     assert decoded(*pieces) == expected
     assert decoded(*[data[i : i + 1] for i in range(len(data))]) == expected
+
+
+LARGE = b": so large that events are looked at together " + b"x" * 500 + b"\n\n"
+
+
+@settings(max_examples=400)
+@given(st.lists(PIECES, max_size=8).map(b"".join), st.lists(STREAMS, max_size=3), st.integers(0, 3))
+def test_the_standard_is_kept_in_large_reads(often: bytes, seldom: list[bytes], place: int) -> None:
+    """What repeats is read all at once where it can be, and one by one where something else stands within it."""
+    streams = [often * 100] * 3
+    streams[place:place] = seldom
+    for data in (b"".join(streams), LARGE + b"".join(streams), b"".join(seldom) + LARGE + b"".join(seldom)):
+        expected = reference(data)
+        assert decoded(data) == expected
+        assert decoded(*[data[i : i + 700] for i in range(0, len(data), 700)]) == expected
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from typing import Any
 
 import msgspec
 
+from .checked import object_in
+
 _REASONS = {
     "end_turn": "stop",
     "stop_sequence": "stop",
@@ -56,7 +58,7 @@ def usage_of(usage: Any) -> dict[str, Any] | None:
 
 def usage_back(usage: Mapping[str, Any]) -> dict[str, int]:
     """Give Anthropic's counts."""
-    details = usage.get("prompt_tokens_details") or {}
+    details = object_in(usage.get("prompt_tokens_details"))
     read, written = _count(details.get("cached_tokens")), _count(details.get("cache_write_tokens"))
     return {
         "input_tokens": max(0, _count(usage.get("prompt_tokens")) - read - written),

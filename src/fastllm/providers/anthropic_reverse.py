@@ -71,7 +71,7 @@ def _said(content: Any, where: str) -> dict[str, Any]:
         return {"role": "assistant", "content": content}
     blocks = [dict(as_mapping(block, f"{where}.content[]")) for block in as_list(content, f"{where}.content")]
     out: dict[str, Any] = {"role": "assistant", "content": None}
-    texts = [block.get("text") or "" for block in blocks if block.get("type") == "text"]
+    texts = [str(block.get("text") or "") for block in blocks if block.get("type") == "text"]
     calls = [block for block in blocks if block.get("type") == "tool_use"]
     if texts:
         out["content"] = "".join(texts)
@@ -144,7 +144,7 @@ def _choice(choice: Any) -> dict[str, Any]:
     out: dict[str, Any] = {}
     if kind == "tool":
         out["tool_choice"] = {"type": "function", "function": {"name": choice.get("name")}}
-    elif kind in _CHOICES:
+    elif isinstance(kind, str) and kind in _CHOICES:
         out["tool_choice"] = _CHOICES[kind]
     else:
         raise refused(f"tool_choice.type must be auto, any, none or tool, not {kind!r}")

@@ -16,6 +16,7 @@ from ..errors import ProtocolError, TruncatedStreamError, snippet
 from ..types import Chunk, HTTPResponse, Request, Response
 from .anthropic_answer import finish_reason, to_completion, usage_of
 from .base import Decoder
+from .checked import object_in
 from .openai_answer import error_inside, judge
 from .openai_replay import chunks_of, wants_usage
 from .sse import MOST_BYTES, SSEDecoder
@@ -114,7 +115,7 @@ class AnthropicDecoder(Decoder):
             return []
         kind = str(delta.get("type"))
         if kind == "citations_delta":
-            block.fields.setdefault("citations", []).append(delta.get("citation"))
+            block.citations.append(delta.get("citation"))
             return []
         if kind not in _PIECES:
             return []
@@ -140,7 +141,7 @@ class AnthropicDecoder(Decoder):
         delta, usage = fields.get("delta"), fields.get("usage")
         if isinstance(usage, dict):
             told = {name: count for name, count in usage.items() if count is not None}
-            self._message["usage"] = {**(self._message.get("usage") or {}), **told}
+            self._message["usage"] = {**object_in(self._message.get("usage")), **told}
         if not isinstance(delta, dict):
             return []
         self._message.update({name: value for name, value in delta.items() if value is not None})
@@ -205,6 +206,7 @@ class _Block:
         self.fields = fields
         self.kind = fields.get("type")
         self.call: int | None = None  # which tool call of the answer it is
+        self.citations: list[Any] = []
         self._pieces: dict[str, list[str]] = {}
 
     def add(self, field: str, piece: str) -> None:
@@ -213,10 +215,14 @@ class _Block:
     def whole(self) -> dict[str, Any]:
         """Give the block as it would stand in a whole answer."""
         out = dict(self.fields)
+        if self.citations:
+            begun = out.get("citations")
+            out["citations"] = [*(begun if isinstance(begun, list) else ()), *self.citations]
         for field, pieces in self._pieces.items():
             text = "".join(pieces)
             if field != "input":
-                out[field] = (out.get(field) or "") + text
+                begun = out.get(field)
+                out[field] = begun + text if isinstance(begun, str) else text
                 continue
             try:
                 out["input"] = msgspec.json.decode(text)

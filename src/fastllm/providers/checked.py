@@ -1,4 +1,5 @@
-"""What translators of requests share: looks at plain values that say where something is wrong."""
+"""What translators share: looks at plain values that say where something is wrong in a request, and pass over what is
+wrong in an answer, whose other parts are good."""
 
 from __future__ import annotations
 
@@ -23,6 +24,16 @@ def as_mapping(value: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise refused(f"{where} must be an object, not {_kind(value)}")
     return value
+
+
+def objects_in(value: Any) -> list[dict[str, Any]]:
+    """Give the objects of a list, and none where there is no list: for answers, which were paid for as they are."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def object_in(value: Any) -> dict[str, Any]:
+    """Give the object that stands there, an empty one where there is none."""
+    return value if isinstance(value, dict) else {}
 
 
 def _kind(value: Any) -> str:

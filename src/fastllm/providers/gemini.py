@@ -103,7 +103,7 @@ def _embeddings(request: Request, answer: HTTPResponse) -> Response:
         found = _decode(answer.body)
         whole = gemini_answer.to_embeddings(found, request.model, packed=asked.encoding_format == "base64")
         body = msgspec.json.encode(whole) if whole["data"] else answer.body
-    except (msgspec.DecodeError, ValueError, TypeError, RecursionError):
+    except (msgspec.DecodeError, ValueError, TypeError, OverflowError, RecursionError):
         body = answer.body  # which `judge` then says something of
     told = HTTPResponse(status=answer.status, headers=answer.headers, body=body)
     _, usage = judge(EMBEDDINGS, told)

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from ..errors import InternalServerError
+from .checked import object_in, objects_in
 
 _REASONS = {
     "STOP": "stop",
@@ -64,12 +65,12 @@ def usage_of(usage: Any) -> dict[str, Any] | None:
 
 def usage_back(usage: Mapping[str, Any]) -> dict[str, int]:
     """Give Gemini's counts."""
-    thoughts = _count(usage.get("completion_tokens_details") or {}, "reasoning_tokens")
+    thoughts = _count(object_in(usage.get("completion_tokens_details")), "reasoning_tokens")
     prompt, answer = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
     out = {"promptTokenCount": prompt, "candidatesTokenCount": max(0, answer - thoughts)}
     if thoughts:
         out["thoughtsTokenCount"] = thoughts
-    if cached := _count(usage.get("prompt_tokens_details") or {}, "cached_tokens"):
+    if cached := _count(object_in(usage.get("prompt_tokens_details")), "cached_tokens"):
         out["cachedContentTokenCount"] = cached
     return {**out, "totalTokenCount": prompt + answer}
 
@@ -81,11 +82,7 @@ def _count(counts: Mapping[str, Any], name: str) -> int:
 
 def to_completion(answer: Mapping[str, Any]) -> dict[str, Any]:
     """Give the chat completion that an answer is. InternalServerError where the model failed."""
-    choices = [
-        _choice(candidate, place)
-        for place, candidate in enumerate(answer.get("candidates") or ())
-        if isinstance(candidate, Mapping)
-    ]
+    choices = [_choice(candidate, place) for place, candidate in enumerate(objects_in(answer.get("candidates")))]
     if not choices and is_blocked(answer):
         message = {"role": "assistant", "content": "", "refusal": None}
         choices = [{"index": 0, "message": message, "logprobs": None, "finish_reason": "content_filter"}]
@@ -157,9 +154,9 @@ def call_of(part: Mapping[str, Any], place: int, choice: int = 0) -> dict[str, A
 def _logprobs(result: Any) -> dict[str, Any] | None:
     if not isinstance(result, Mapping):
         return None
-    tops = [top.get("candidates") or [] for top in result.get("topCandidates") or ()]
+    tops = [objects_in(top.get("candidates")) for top in objects_in(result.get("topCandidates"))]
     content = []
-    for place, chosen in enumerate(result.get("chosenCandidates") or ()):
+    for place, chosen in enumerate(objects_in(result.get("chosenCandidates"))):
         others = tops[place] if place < len(tops) else []
         content.append({**_token(chosen), "top_logprobs": [_token(other) for other in others]})
     return {"content": content, "refusal": None}
@@ -173,8 +170,8 @@ def _token(candidate: Mapping[str, Any]) -> dict[str, Any]:
 def to_embeddings(answer: Mapping[str, Any], model: str, *, packed: bool) -> dict[str, Any]:
     """Give the embeddings that an answer has, in OpenAI's shape; `packed` as base64 of 32-bit floats."""
     data = []
-    for index, embedding in enumerate(answer.get("embeddings") or ()):
-        values = embedding.get("values") if isinstance(embedding, Mapping) else None
+    for index, embedding in enumerate(objects_in(answer.get("embeddings"))):
+        values = embedding.get("values")
         vector: Any = values or []
         if packed:
             vector = base64.b64encode(array("f", vector).tobytes()).decode()

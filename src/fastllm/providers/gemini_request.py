@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from .checked import DATA_URL, as_list, as_mapping, refused
+from .checked import DATA_URL, as_list, as_mapping, object_in, refused
 
 _CONFIG = {
     "temperature": "temperature",
@@ -98,7 +98,7 @@ def _config(chat: Mapping[str, Any], model: str) -> dict[str, Any]:
     config |= _shape(chat.get("response_format"))
     effort = chat.get("reasoning_effort")
     if effort is not None:
-        if effort not in _BUDGETS:
+        if not isinstance(effort, str) or effort not in _BUDGETS:
             raise refused(f"reasoning_effort must be one of {', '.join(_BUDGETS)}, not {effort!r}")
         if _TAKES_BUDGET.search(model):
             config["thinkingConfig"] = {"thinkingBudget": _BUDGETS[effort]}
@@ -136,7 +136,8 @@ def _conversation(messages: Any) -> dict[str, Any]:
             parts = _parts(message.get("content"), where)
         elif role == "assistant":
             role, parts = "model", _said(message, where)
-            names |= {call.get("id"): (call.get("function") or {}).get("name") for call in _calls(message, where)}
+            named = [(call.get("id"), object_in(call.get("function"))) for call in _calls(message, where)]
+            names |= {name: function.get("name") for name, function in named if isinstance(name, str)}
         elif role == "tool":
             role, parts = "user", [_result(message, names, where)]
         else:
@@ -207,7 +208,8 @@ def _data(url: Any, where: str, usual: str) -> dict[str, Any]:
 
 def _calls(message: Mapping[str, Any], where: str) -> list[Mapping[str, Any]]:
     return [
-        as_mapping(call, f"{where}.tool_calls[{place}]") for place, call in enumerate(message.get("tool_calls") or ())
+        as_mapping(call, f"{where}.tool_calls[{place}]")
+        for place, call in enumerate(as_list(message.get("tool_calls") or [], f"{where}.tool_calls"))
     ]
 
 
@@ -244,7 +246,7 @@ def _function_call(call: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _result(message: Mapping[str, Any], names: Mapping[Any, Any], where: str) -> dict[str, Any]:
     """A result is an object there; text that is none becomes its `output`."""
     called = message.get("tool_call_id")
-    name = message.get("name") or names.get(called)
+    name = message.get("name") or (names.get(called) if isinstance(called, str) else None)
     if name is None:
         raise refused(f"{where} answers the tool call {called!r}, which no message before it made")
     content = message.get("content")

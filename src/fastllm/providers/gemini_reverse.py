@@ -130,7 +130,8 @@ def _tools(tools: Any) -> dict[str, Any]:
     out: list[dict[str, Any]] = []
     for tool in as_list(tools or [], "tools"):
         fields = _camel(as_mapping(tool, "a tool"))
-        for declared in map(_camel, fields.pop("functionDeclarations", None) or ()):
+        for given in as_list(fields.pop("functionDeclarations", None) or [], "functionDeclarations"):
+            declared = _camel(as_mapping(given, "functionDeclarations[]"))
             function = {name: declared[name] for name in ("name", "description") if declared.get(name) is not None}
             schema = declared.get("parametersJsonSchema") or _lower(declared.get("parameters"))
             if schema:
@@ -157,12 +158,13 @@ def _choice(config: Any) -> dict[str, Any]:
     calling = _camel(_camel(as_mapping(config or {}, "toolConfig")).get("functionCallingConfig"))
     if not isinstance(calling, dict):
         return {}
-    names = calling.get("allowedFunctionNames") or []
+    names = as_list(calling.get("allowedFunctionNames") or [], "allowedFunctionNames")
     if calling.get("mode") == "ANY" and len(names) == 1:
         return {"tool_choice": {"type": "function", "function": {"name": names[0]}}}
-    if calling.get("mode") not in _MODES:
-        raise refused(f"functionCallingConfig.mode must be one of {', '.join(_MODES)}, not {calling.get('mode')!r}")
-    return {"tool_choice": _MODES[calling["mode"]]}
+    mode = calling.get("mode")
+    if not isinstance(mode, str) or mode not in _MODES:
+        raise refused(f"functionCallingConfig.mode must be one of {', '.join(_MODES)}, not {mode!r}")
+    return {"tool_choice": _MODES[mode]}
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,7 +179,8 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     elif thinking is not None:
         out["generationConfig"] = {"thinkingConfig": thinking}
     if config.get("responseModalities"):
-        out["modalities"] = [str(kind).lower() for kind in config["responseModalities"]]
+        kinds = as_list(config["responseModalities"], "responseModalities")
+        out["modalities"] = [str(kind).lower() for kind in kinds]
     return out
 
 

@@ -15,6 +15,7 @@ from ..answers import Usage
 from ..errors import ProtocolError, TruncatedStreamError, snippet
 from ..types import Chunk, HTTPResponse, Request, Response
 from .base import Decoder
+from .checked import objects_in
 from .gemini_answer import call_of, finish_reason, is_blocked, to_completion, usage_of
 from .openai_answer import error_inside, judge
 from .openai_replay import chunks_of, wants_usage
@@ -105,9 +106,8 @@ class GeminiDecoder(Decoder):
             if fields.get(name) is not None:
                 self._answer[name] = fields[name]
         chunks: list[Chunk] = []
-        for place, candidate in enumerate(fields.get("candidates") or ()):
-            if isinstance(candidate, dict):
-                chunks += self._add(candidate, place)
+        for place, candidate in enumerate(objects_in(fields.get("candidates"))):
+            chunks += self._add(candidate, place)
         if is_blocked(fields) and not self._candidates and not self._blocked:
             self._blocked = True
             chunks.append(self._chunk(0, {"role": "assistant", "content": ""}, "content_filter"))

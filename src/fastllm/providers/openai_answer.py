@@ -198,7 +198,8 @@ def _says_something(path: str, choice: _Choice) -> bool:
     if choice.message is None:
         return False
     # A limit or a filter may leave nothing; a natural end without content is a fault.
-    natural = choice.finish_reason is None or choice.finish_reason in _GOOD_REASONS
+    reason = choice.finish_reason
+    natural = not isinstance(reason, str) or reason in _GOOD_REASONS
     return not (natural and choice.message.is_empty())
 
 

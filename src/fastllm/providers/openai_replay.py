@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from ..types import CHAT, RESPONSES, Chunk, Request, Response
+from .checked import object_in, objects_in
 
 
 class _StreamOptions(msgspec.Struct):
@@ -39,7 +40,7 @@ def chunks_of(response: Response, request: Request) -> list[Chunk]:
     frame["object"] = "chat.completion.chunk" if response.path == CHAT else "text_completion"
     with_usage = wants_usage(request)
     pieces: list[dict[str, Any]] = []
-    for choice in whole.get("choices") or []:
+    for choice in objects_in(whole.get("choices")):
         pieces.extend(_of_chat(choice) if response.path == CHAT else _of_text(choice))
     told = {"usage": None} if with_usage else {}
     chunks: list[dict[str, Any]] = [{**frame, "choices": [piece], **told} for piece in pieces]
@@ -51,8 +52,8 @@ def chunks_of(response: Response, request: Request) -> list[Chunk]:
 def _of_chat(choice: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Role, content and whatever else the message has; each tool call; the finish."""
     index = choice.get("index", 0)
-    message = dict(choice.get("message") or {})
-    calls = message.pop("tool_calls", None) or []
+    message = dict(object_in(choice.get("message")))
+    calls = objects_in(message.pop("tool_calls", None))
     delta = {k: v for k, v in message.items() if v is not None or k == "content"}
     yield {"index": index, "delta": delta, "logprobs": choice.get("logprobs"), "finish_reason": None}
     for place, call in enumerate(calls):
@@ -77,9 +78,8 @@ def _events(whole: dict[str, Any]) -> Iterator[dict[str, Any]]:
     begun = {**whole, "status": "in_progress", "output": [], "usage": None}
     yield {"type": "response.created", "response": begun}
     yield {"type": "response.in_progress", "response": begun}
-    for place, item in enumerate(whole.get("output") or []):
-        if isinstance(item, dict):
-            yield from _item_events(place, item)
+    for place, item in enumerate(objects_in(whole.get("output"))):
+        yield from _item_events(place, item)
     end = "incomplete" if whole.get("status") == "incomplete" else "completed"
     yield {"type": f"response.{end}", "response": whole}
 

@@ -84,6 +84,8 @@ class OpenAIDecoder(Decoder):
             payload = chunk.payload
         except (msgspec.DecodeError, ValueError, RecursionError):
             raise self._bad(data, "is not JSON") from None
+        if not data.isascii() and not _is_utf8(data):
+            raise self._bad(data, "is not UTF-8")
         if data[:1] != b"{" and not data.lstrip().startswith(b"{"):
             raise self._bad(data, "is not a JSON object")
         if event == "error" or b'"error"' in data:
@@ -145,6 +147,15 @@ class OpenAIDecoder(Decoder):
 
     def __repr__(self) -> str:
         return f"<OpenAIDecoder {'done' if self._done else 'reading'} {self._assembly!r}>"
+
+
+def _is_utf8(data: bytes) -> bool:
+    """The payload's decoder looks only into the strings it was asked for."""
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _truncated(text: str) -> TruncatedStreamError:

@@ -4,14 +4,25 @@ Lines end in LF, CR or CRLF; a blank line ends an event; `:` begins a comment. O
 `id`, `retry` and unknown fields are read and dropped. Data stays bytes: the JSON layer judges its UTF-8.
 
 What comes in is turned to LF line ends at once, so the buffer holds one unfinished line and nothing is searched twice.
+Lines are found in C, many at a time: a server may send a million blank lines or comments, and they must cost little.
 """
 
 from __future__ import annotations
+
+import re
+from itertools import repeat
 
 from ..errors import ProtocolError
 
 MOST_BYTES = 64 * 1024 * 1024
 _BOM = b"\xef\xbb\xbf"
+
+# Lines here stand behind a line end each, so that a field is found by its first letters.
+_DATA = re.compile(rb"\ndata(?:: ?([^\n]*)|(?![^\n]))")
+_EVENT = re.compile(rb"\nevent(?:: ?([^\n]*)|(?![^\n]))")
+_PLAIN = re.compile(_DATA.pattern + rb"(?:\n[^de\n][^\n]*){0,3}(?=\n\n|\n?\Z)")  # and comments up to the blank line
+_NAMED = re.compile(_EVENT.pattern + _PLAIN.pattern)
+_FEW = 500  # bytes: below that a look at each event is quicker than at all together
 
 
 class SSEDecoder:
@@ -52,11 +63,10 @@ class SSEDecoder:
             text = bytes(line)
             line.clear()
         line += data[cut:]
-        if self._data is None and not self._event and len(text) <= self._most:
-            return self._blocks(text)
-        events: list[tuple[str, bytes]] = []
-        self._lines(text, events)
-        return events
+        if len(text) > self._most:
+            for whole in text.split(b"\n"):
+                self._check(len(whole))
+        return self._read(text)
 
     def _without_bom(self, data: bytes) -> bytes:
         head = bytes(self._line) + data
@@ -67,39 +77,73 @@ class SSEDecoder:
         self._at_start = False
         return head.removeprefix(_BOM)
 
-    def _blocks(self, text: bytes) -> list[tuple[str, bytes]]:
-        """Read whole lines that begin with a new event: nearly all of them are one `data: …` line and a blank one."""
+    def _read(self, text: bytes) -> list[tuple[str, bytes]]:
+        """Read whole lines: what ends the event that has begun, whole events, and what the next bytes go on with."""
         events: list[tuple[str, bytes]] = []
         append = events.append
-        blocks = text.split(b"\n\n")
-        rest = blocks.pop()
+        if self._data is not None or self._event:
+            lines, blank, text = (b"\n" + text).partition(b"\n\n")
+            self._add(lines)
+            if not blank:
+                return events
+            if self._data is not None:
+                append((self._event, bytes(self._data)))
+            self._data, self._event = None, ""
+        if len(text) <= _FEW and b"data" in text:
+            blocks = text.split(b"\n\n")
+            rest = blocks.pop()
+        else:
+            whole, _, rest = text.rpartition(b"\n\n")
+            found = _alike(b"\n" + whole) if b"data" in whole else []
+            events += found or ()
+            blocks = whole.split(b"\n\n") if found is None else []
         for block in blocks:
-            if block.startswith(b"data: ") and b"\n" not in block:
+            if b"\n" in block:
+                name, _, data = block.partition(b"\ndata: ")
+                if name.startswith(b"event: ") and b"\n" not in name and b"\n" not in data:
+                    append((_text(name[7:]), data))
+                elif b"data" in block and (event := self._event_of(b"\n" + block)) is not None:
+                    append(event)
+            elif block.startswith(b"data: "):  # nearly always
                 append(("", block[6:]))
-            else:
-                self._lines(block + b"\n\n", events)
+            elif block.startswith(b"data:"):
+                append(("", block[5:]))
+            elif block == b"data":
+                append(("", b""))
         if rest:
-            self._lines(rest, events)
+            self._add(rest)
         return events
 
-    def _lines(self, text: bytes, events: list[tuple[str, bytes]]) -> None:
-        """Read whole lines one by one."""
-        lines = text.split(b"\n")
-        lines.pop()  # what stands behind the last line end: nothing
-        for line in lines:
-            if not line:
-                if self._data is not None:
-                    events.append((self._event, bytes(self._data)))
-                    self._data = None
-                self._event = ""
-                continue
+    def _event_of(self, lines: bytes) -> tuple[str, bytes] | None:
+        values = _DATA.findall(lines)
+        if not values:
+            return None
+        names = _EVENT.findall(lines) if b"event" in lines else None
+        data = values[0] if len(values) == 1 else b"\n".join(values)
+        self._check(len(data))
+        return (_text(names[-1]) if names else "", data)
+
+    def _add(self, lines: bytes) -> None:
+        """Take in lines of the unfinished event."""
+        if len(lines) > _FEW:
+            lines = b"\n" + lines
+            if names := _EVENT.findall(lines):
+                self._event = _text(names[-1])
+            if values := _DATA.findall(lines):
+                self._add_data(b"\n".join(values))
+            return
+        for line in lines.split(b"\n"):
             name, _, value = line.partition(b":")
             if name == b"data":
-                self._add(value.removeprefix(b" "))
+                value = value.removeprefix(b" ")
+                if self._data is None:
+                    self._data = value
+                else:
+                    self._add_data(value)
             elif name == b"event":
-                self._event = value.removeprefix(b" ").decode("utf-8", "replace")
+                self._event = _text(value.removeprefix(b" "))
 
-    def _add(self, piece: bytes) -> None:
+    def _add_data(self, piece: bytes) -> None:
         if self._data is None:
             self._data = piece
         else:
@@ -123,3 +167,20 @@ class SSEDecoder:
     def __repr__(self) -> str:
         size = len(self._line) + len(self._data or b"")
         return f"<SSEDecoder {size} B of an unfinished event>"
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "replace")
+
+
+def _alike(text: bytes) -> list[tuple[str, bytes]] | None:
+    """Read whole events if each is one data line, with its name before it in all or in none; None if one is not."""
+    count = text.count(b"\ndata")
+    if b"\nevent" not in text:
+        values = _PLAIN.findall(text)
+        return list(zip(repeat(""), values)) if len(values) == count else None
+    pairs = _NAMED.findall(text)
+    if len(pairs) != count or text.count(b"\nevent") != count:
+        return None
+    names = {name: _text(name) for name, _ in pairs}
+    return [(names[name], value) for name, value in pairs]
