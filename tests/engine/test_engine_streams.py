@@ -13,7 +13,7 @@ from fastllm.cache.memory import InMemoryCache
 from fastllm.engine.engine import Engine
 from fastllm.engine.events import RequestDone
 from fastllm.engine.stream import Stream
-from fastllm.options import Limits, Timeout
+from fastllm.options import Limits, Retry, Timeout
 from fastllm.providers.openai_stream import OpenAIDecoder
 from fastllm.testing.clock import run_virtual
 from fastllm.transport.base import HTTPStream
@@ -328,5 +328,41 @@ def test_a_dropped_stream_and_an_early_close_count_as_left() -> None:
         await stream.aclose()
         await stream.aclose()
         assert engine.stats.left == 2 and idle(engine) and window.used - before == 7
+
+    run_virtual(scenario)
+
+
+@pytest.mark.parametrize(
+    ("before", "phase", "seconds"),
+    [((), "first_byte", 20.0), ((piece("a"),), "between_chunks", 10.0)],
+    ids=["before the first chunk", "after it"],
+)
+def test_comments_without_end_are_no_chunks(before: tuple[bytes, ...], phase: str, seconds: float) -> None:
+    """The transport hears bytes and is content; what the reader waits for does not come."""
+
+    async def scenario() -> None:
+        sources = [Source(*before, *(step for _ in range(1000) for step in (3.0, b": keep-alive\n\n"))) for _ in "ab"]
+        timeout = Timeout(total=None, first_byte=20.0, between_chunks=10.0)
+        engine = streaming(*sources, timeout=timeout, retry=Retry(attempts=1), limits=Limits(concurrency=1))
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(e.APITimeoutError, match=phase) as caught:
+            await (await engine.stream(ask())).final()
+        assert caught.value.code == f"timeout_{phase}"
+        assert seconds <= asyncio.get_running_loop().time() - began <= seconds + 3.0
+        assert sources[0].closed and idle(engine)
+        assert (caught.value.partial.text if before else "a") == "a"
+
+    run_virtual(scenario)
+
+
+def test_a_reader_that_takes_its_time_between_chunks_is_not_late() -> None:
+    async def scenario() -> None:
+        source = Source(piece("a"), 3.0, b": x\n\n", piece("b"), 3.0, b": x\n\n", END)
+        engine = streaming(source, timeout=Timeout(total=None, between_chunks=5.0))
+        texts = []
+        async for chunk in await engine.stream(ask()):
+            texts.append(chunk.delta)
+            await asyncio.sleep(60)
+        assert "".join(texts) == "ab"
 
     run_virtual(scenario)

@@ -456,7 +456,9 @@ class Engine:
                 await self.cache.put(key, text, response)
 
         decoder = endpoint.provider.decoder(request)
-        stream = Stream(source, decoder, deadline=deadline, ended=ended, keep=keep)
+        stream = Stream(
+            source, decoder, deadline=deadline, ended=ended, keep=keep, timeout=call.timeout, now=self.clock.now
+        )
         stream.endpoint, stream.attempts, stream.history = endpoint.name, call.attempts, tuple(call.tried)
         return stream
 

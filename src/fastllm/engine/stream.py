@@ -11,13 +11,15 @@ Python has no hook for `break`. But nobody except the loop holds the iterator th
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
 from ..clock import Deadline
-from ..errors import DeadlineExceededError, FastLLMError, LLMError, Tried
+from ..errors import APITimeoutError, DeadlineExceededError, FastLLMError, LLMError, Tried
+from ..options import Timeout
 from ..providers.base import Decoder
 from ..schema.base import Schema
 from ..transport.base import HTTPStream
@@ -53,6 +55,8 @@ class Stream:
         deadline: Callable[[], Deadline] | None = None,
         ended: Ended | None = None,
         keep: Keep | None = None,
+        timeout: Timeout | None = None,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.attempts = 1
         self.endpoint = ""
@@ -66,6 +70,9 @@ class Stream:
         self._deadline = deadline
         self._ended = ended
         self._keep = keep
+        self._timeout = timeout
+        self._now = now
+        self._waited = 0.0  # seconds for the provider since the last chunk
         self._chunks: deque[Chunk] = deque()
         self._response: Response | None = None
         self._left = False
@@ -142,10 +149,15 @@ class Stream:
         assert self._pieces is not None and self._decoder is not None and self._deadline is not None
         deadline = self._deadline()
         try:
+            began = self._now()
             with deadline:
                 data = await anext(self._pieces, None)
             chunks = self._decoder.finish() if data is None else self._decoder.feed(data)
-            self._chunks.extend(chunks)
+            if chunks:
+                self._waited = 0.0
+                self._chunks.extend(chunks)
+            elif data is not None and not self._decoder.done:
+                self._wait_on(self._now() - began)
             if data is None or self._decoder.done:
                 await self._finish()
         except LLMError as error:
@@ -159,6 +171,14 @@ class Stream:
             # The reader was cancelled, or foreign code failed: nobody will read on, and what was read half is lost.
             await self.aclose()
             raise
+
+    def _wait_on(self, seconds: float) -> None:
+        """Bytes that are no chunk came: comments keep a connection alive, but not the reader's patience."""
+        self._waited += seconds
+        phase = "between_chunks" if self.began else "first_byte"
+        limit = getattr(self._timeout, phase, None)
+        if limit is not None and self._waited > limit:
+            raise APITimeoutError(f"comments, but no chunk within {limit:g} s ({phase})", code=f"timeout_{phase}")
 
     async def _finish(self) -> None:
         response = self.response
