@@ -115,6 +115,7 @@ TABLE: list[tuple[int, Any, type[APIStatusError], bool]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.fault(25, 26, 27, 31)
 @pytest.mark.parametrize(("status", "body", "cls", "retryable"), TABLE)
 def test_an_error_answer_becomes_its_class(status: int, body: Any, cls: type[APIStatusError], retryable: bool) -> None:
     found = answer(status, body)
@@ -122,17 +123,20 @@ def test_an_error_answer_becomes_its_class(status: int, body: Any, cls: type[API
     assert str(found).startswith(f"{status} from the provider: ")
 
 
+@pytest.mark.fault(25, 31)
 def test_only_key_and_money_errors_stop_the_key() -> None:
     stopping = {name for name in vars(errors) if getattr(vars(errors)[name], "fatal_for_key", False)}
     assert stopping == {"AuthenticationError", "PermissionDeniedError", "QuotaExceededError"}
 
 
+@pytest.mark.fault(30)
 @pytest.mark.parametrize(("pushed", "retryable"), [("true", True), ("false", False), (" True", True), ("FALSE", False)])
 @pytest.mark.parametrize("status", [400, 429, 500, 501])
 def test_x_should_retry_is_obeyed(status: int, pushed: str, retryable: bool) -> None:
     assert answer(status, x_should_retry=pushed).retryable is retryable
 
 
+@pytest.mark.fault(30)
 def test_x_should_retry_revives_neither_an_empty_account_nor_an_oversized_request() -> None:
     assert not answer(429, error(code="insufficient_quota"), x_should_retry="true").retryable
     assert not answer(429, error(message="Request too large"), x_should_retry="true").retryable

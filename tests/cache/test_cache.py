@@ -61,6 +61,7 @@ async def test_only_whole_answers_are_kept(path: str, reasons: set[str | None]) 
     assert kept == reasons
 
 
+@pytest.mark.fault("errors-cached")
 @pytest.mark.parametrize(
     "fields", [{"status_code": 201}, {"status_code": 500}, {"cached": True}, {"body": b""}], ids=str
 )

@@ -241,6 +241,7 @@ async def test_a_value_larger_than_the_bound_is_not_kept_and_takes_the_old_one_a
         assert await store.get(key(1)) is None
 
 
+@pytest.mark.fault("key-of-64-bits")
 async def test_two_keys_with_the_same_64_bits_never_give_each_others_value(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,6 +60,7 @@ def refused_connection() -> APIConnectionError:
 # A key without money
 
 
+@pytest.mark.fault(31, "quota-retried")
 @pytest.mark.parametrize("latency", [0.01, 0.1])
 def test_an_empty_account_costs_a_batch_one_attempt(latency: float) -> None:
     async def scenario() -> None:
@@ -72,6 +73,7 @@ def test_an_empty_account_costs_a_batch_one_attempt(latency: float) -> None:
     run_virtual(scenario)
 
 
+@pytest.mark.fault(31, "quota-retried")
 def test_an_empty_account_stops_a_batch_within_a_second_and_is_tried_again_after_a_minute() -> None:
     async def scenario() -> None:
         provider = Provider(lambda at: refusal(429, "insufficient_quota") if at < 50.0 else answer())
@@ -116,6 +118,7 @@ def after_outage(status: int) -> tuple[Report, float]:
     return report, usual
 
 
+@pytest.mark.fault(33)
 @pytest.mark.parametrize("status", [0, 503])
 def test_a_minute_of_outage_sees_a_hundredth_of_the_usual_attempts(status: int) -> None:
     """What is in the network when it begins comes too, and what is sent until that is known: without that second."""
@@ -123,6 +126,7 @@ def test_a_minute_of_outage_sees_a_hundredth_of_the_usual_attempts(status: int) 
     assert sum(report.attempts[121:180]) <= 0.01 * 59 * usual
 
 
+@pytest.mark.fault(33)
 @pytest.mark.parametrize("status", [0, 503])
 def test_after_an_outage_there_is_no_stampede_and_within_five_seconds_full_speed(status: int) -> None:
     report, usual = after_outage(status)
@@ -145,6 +149,7 @@ def test_ten_times_the_capacity_in_demand_gets_95_percent_of_it_and_few_refusals
     assert report.lost == 0
 
 
+@pytest.mark.fault(28)
 @pytest.mark.parametrize("rpm", [300, 700, 1500])
 def test_the_first_meeting_with_a_limit_that_nobody_tells_costs_few_refusals(rpm: int) -> None:
     """It is met while the number in flight doubles: what is under way then comes evenly, and not as a crowd."""
@@ -155,6 +160,7 @@ def test_the_first_meeting_with_a_limit_that_nobody_tells_costs_few_refusals(rpm
     assert report.share >= 0.97
 
 
+@pytest.mark.fault(35)
 def test_a_limit_that_falls_to_a_quarter_and_comes_back_is_followed_within_half_a_minute() -> None:
     rate = 20.0
     made = model(60 * rate, steps=((180.0, 15 * rate), (440.0, 60 * rate)))
@@ -263,6 +269,7 @@ def check_stalls(times: list[float], limit: int) -> None:
 # Requests that cannot be
 
 
+@pytest.mark.fault(36, "larger-than-the-limit")
 def test_a_request_over_the_limit_is_refused_at_once_and_the_others_go_on() -> None:
     async def scenario() -> None:
         provider = Provider(lambda at: answer())

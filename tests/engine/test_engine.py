@@ -46,6 +46,7 @@ def test_an_answer_says_who_served_it_and_after_how_many_attempts() -> None:
     run_virtual(scenario)
 
 
+@pytest.mark.fault("retry-holding-the-slot", "retry-after-the-first-pass")
 def test_what_may_pass_is_tried_again_without_holding_the_slot_meanwhile() -> None:
     async def scenario() -> None:
         answers = [refusal(500), refusal(503), answer()]
@@ -62,6 +63,7 @@ def test_what_may_pass_is_tried_again_without_holding_the_slot_meanwhile() -> No
     run_virtual(scenario)
 
 
+@pytest.mark.fault(26)
 @pytest.mark.parametrize(
     ("status", "code", "error"),
     [
@@ -100,6 +102,7 @@ def test_attempts_end_at_their_number() -> None:
     run_virtual(scenario)
 
 
+@pytest.mark.fault(29)
 def test_retry_after_parks_the_endpoint_for_everyone() -> None:
     async def scenario() -> None:
         answers = [refusal(429, retry_after="20"), answer(), answer()]
@@ -114,6 +117,7 @@ def test_retry_after_parks_the_endpoint_for_everyone() -> None:
     run_virtual(scenario)
 
 
+@pytest.mark.fault(29, "retry-after-a-day")
 def test_retry_after_beyond_the_cap_says_until_when_and_is_not_hammered() -> None:
     async def scenario() -> None:
         engine = make_engine(lambda http: refusal(429, retry_after="86400"))
@@ -208,6 +212,7 @@ def test_a_request_over_the_token_limit_is_refused_at_once_and_the_others_go_on(
     run_virtual(scenario)
 
 
+@pytest.mark.fault(37, "tokens-never-refunded")
 def test_tokens_are_settled_from_usage() -> None:
     async def scenario() -> None:
         engine = make_engine(lambda http: answer(tokens=40), limits=Limits(tpm=1000))
@@ -262,6 +267,7 @@ def test_a_hit_is_not_sent_and_says_so() -> None:
     run_virtual(scenario)
 
 
+@pytest.mark.fault("errors-cached")
 def test_only_whole_successes_are_kept() -> None:
     async def scenario() -> None:
         for bad in (answer(finish_reason="length"), answer(finish_reason="content_filter"), refusal(500), refusal(400)):
@@ -444,6 +450,7 @@ def test_a_stream_gives_chunks_and_then_the_whole_answer() -> None:
     run_virtual(scenario)
 
 
+@pytest.mark.fault(48)
 def test_a_stream_is_retried_before_its_first_chunk_and_never_after() -> None:
     async def scenario() -> None:
         answers = [refusal(503), streamed(b""), streamed(events("ok"))]
@@ -460,6 +467,7 @@ def test_a_stream_is_retried_before_its_first_chunk_and_never_after() -> None:
     run_virtual(scenario)
 
 
+@pytest.mark.fault(47)
 def test_leaving_a_stream_early_gives_everything_back() -> None:
     async def scenario() -> None:
         engine = make_engine(lambda http: streamed(events("a", "b", "c")))
@@ -477,6 +485,7 @@ def test_leaving_a_stream_early_gives_everything_back() -> None:
     run_virtual(scenario)
 
 
+@pytest.mark.fault(48)
 def test_a_stream_that_stalls_ends_at_its_deadline_with_what_came_so_far() -> None:
     class Stalls(HTTPStream):
         status, headers = 200, [(b"content-type", b"text/event-stream")]

@@ -274,6 +274,7 @@ async def by_return_from_a_generator(stream: Any) -> None:
 LEAVES = [by_break, by_break_from_text, by_an_error, by_cancellation, by_return_from_a_generator]
 
 
+@pytest.mark.fault(47)
 @pytest.mark.parametrize("leave", LEAVES)
 def test_leaving_a_loop_closes_the_stream_though_a_variable_holds_it(leave: Any) -> None:
     async def scenario() -> None:
@@ -332,6 +333,7 @@ def test_a_dropped_stream_and_an_early_close_count_as_left() -> None:
     run_virtual(scenario)
 
 
+@pytest.mark.fault(45)
 @pytest.mark.parametrize(
     ("before", "phase", "seconds"),
     [((), "first_byte", 20.0), ((piece("a"),), "between_chunks", 10.0)],

@@ -353,6 +353,7 @@ def test_nobody_is_hedged_while_the_endpoint_is_in_trouble_or_busy(state: str) -
     play(scenario)
 
 
+@pytest.mark.fault(38)
 def test_what_the_loser_may_have_cost_stays_booked() -> None:
     async def scenario() -> None:
         engine, provider = await warm()
@@ -478,6 +479,7 @@ def test_a_thousand_of_two_speeds_get_a_better_99th_percentile_for_two_percent_m
     assert hedged < 0.8 and 0.0 < extra <= 0.02
 
 
+@pytest.mark.fault(34)
 @pytest.mark.parametrize("hedge", [0.5, 0.95, 0.98])
 def test_a_slow_down_brings_no_storm(hedge: float) -> None:
     """20 requests a second; from 60 to 120 s everything takes twenty times as long."""
@@ -509,6 +511,7 @@ def test_a_slow_down_brings_no_storm(hedge: float) -> None:
     play(scenario)
 
 
+@pytest.mark.fault(34)
 def test_the_animal_that_slows_down_sees_no_hedging_storm() -> None:
     report = simulate("slow_down", client(retry=Retry(hedge=0.95)), seconds=330.0, demand=512, seed=1)
     assert report.states[-1]["hedges"] <= 0.02 * sum(report.attempts)

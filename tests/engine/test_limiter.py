@@ -114,6 +114,7 @@ def test_a_permit_gives_its_slot_back_once() -> None:
     run_virtual(scenario)
 
 
+@pytest.mark.fault("tokens-never-refunded")
 def test_a_refund_gives_back_request_and_tokens() -> None:
     async def scenario() -> None:
         limiter = Limiter(Limits(rpm=1, tpm=10), VirtualClock())
@@ -210,6 +211,7 @@ def test_the_repr_says_what_it_does_now() -> None:
     )
 
 
+@pytest.mark.fault("waiters-that-poll")
 def test_a_decision_takes_one_timer_however_long_the_queue() -> None:
     """With 10,000 waiting there is one timer in the loop, not 10,000."""
 

@@ -69,6 +69,7 @@ def test_a_batch_that_begins_in_an_outage_waits_for_its_end(status: int) -> None
     run_virtual(scenario)
 
 
+@pytest.mark.fault(33)
 def test_an_outage_longer_than_the_cap_stops_the_job_to_be_resumed() -> None:
     async def scenario() -> None:
         engine = make_engine(lambda http: answer() if now() < 1.0 else refusal(502), retry=Retry(park_cap=600.0))
@@ -198,6 +199,7 @@ def test_waiting_for_money_takes_no_permits() -> None:
 # Keys
 
 
+@pytest.mark.fault(25)
 def test_after_a_refused_keys_minute_one_attempt_shows_whether_it_is_still_refused() -> None:
     async def scenario() -> None:
         times: list[float] = []
@@ -265,6 +267,7 @@ def test_small_calls_pass_a_large_row_whose_turn_it_is_but_not_for_ever() -> Non
     run_virtual(scenario)
 
 
+@pytest.mark.fault(36)
 @pytest.mark.parametrize(("name", "body"), [("itpm", {}), ("otpm", {"max_tokens": 5000})])
 def test_a_request_larger_than_a_limit_of_input_or_output_is_refused(name: str, body: dict[str, int]) -> None:
     async def scenario() -> None:
@@ -393,6 +396,7 @@ def test_a_remaining_that_is_always_nothing_is_not_believed_for_long(name: str) 
     run_virtual(scenario)
 
 
+@pytest.mark.fault(34)
 def test_a_server_of_four_slots_with_long_answers_loses_no_row_to_time_outs() -> None:
     """FAULTS 34: more in flight than can be answered within first_byte only makes all of them late."""
 
@@ -415,6 +419,7 @@ def test_a_server_of_four_slots_with_long_answers_loses_no_row_to_time_outs() ->
     run_virtual(scenario)
 
 
+@pytest.mark.fault(32)
 @pytest.mark.parametrize(
     "names", [("tokens", "day"), ("requests", "hour"), ("tokens", "hour")], ids=["tpd", "rph", "tph"]
 )
@@ -486,6 +491,7 @@ def test_a_grant_that_was_cancelled_before_it_was_used_is_given_back() -> None:
     run_virtual(scenario)
 
 
+@pytest.mark.fault(25)
 def test_refusals_that_may_concern_one_request_count_only_in_a_row() -> None:
     async def scenario() -> None:
         said = iter([403, 403, 200, 403, 403, 200, 403, 403, 403, 200])
@@ -504,6 +510,7 @@ def test_refusals_that_may_concern_one_request_count_only_in_a_row() -> None:
     run_virtual(scenario)
 
 
+@pytest.mark.fault(38)
 def test_an_attempt_that_was_cancelled_may_have_been_billed() -> None:
     async def scenario() -> None:
         async def handler(_: HTTPRequest) -> HTTPResponse:

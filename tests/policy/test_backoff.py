@@ -29,11 +29,13 @@ FINAL = [
 ]
 
 
+@pytest.mark.fault(26, "context-tried-once")
 @pytest.mark.parametrize("error", FINAL, ids=lambda error: type(error).__name__)
 def test_what_cannot_get_better_is_tried_once(error: e.LLMError) -> None:
     assert delay(Retry(), error, 1, 1, lambda: 0.5) is None
 
 
+@pytest.mark.fault(27)
 @pytest.mark.parametrize("error", RETRYABLE, ids=lambda error: type(error).__name__)
 def test_what_may_pass_is_tried_until_the_attempts_are_used_up(error: e.LLMError) -> None:
     retry = Retry(attempts=3)
@@ -47,6 +49,7 @@ def test_a_delay_is_never_longer_than_the_cap(attempt: int, roll: float) -> None
     assert pause is not None and 0 <= pause <= Retry().cap
 
 
+@pytest.mark.fault(28, "retry-without-back-off")
 def test_delays_double_on_average_from_the_base() -> None:
     error = e.InternalServerError("x")
     assert [delay(Retry(), error, n, n, lambda: 1.0) for n in range(1, 8)] == [0.5, 1, 2, 4, 8, 16, 30]
@@ -70,10 +73,12 @@ def test_a_retry_after_of_nothing_does_not_make_the_back_off_shorter() -> None:
         assert all(pause is not None and pause >= 0.99 * 0.5 * 2.0**n for n, pause in enumerate(pauses[:6]))
 
 
+@pytest.mark.fault(29, "retry-after-a-day")
 def test_retry_after_beyond_the_cap_is_final() -> None:
     assert delay(Retry(), e.RateLimitError("x", retry_after=86400), 1, 1, lambda: 0.5) is None
 
 
+@pytest.mark.fault(17)
 def test_an_answer_that_is_nonsense_is_asked_for_twice_more() -> None:
     html = e.ProtocolError("HTML", status_code=200)
     assert delay(Retry(), html, 2, 2, lambda: 0.5) is not None

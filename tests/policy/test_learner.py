@@ -205,6 +205,7 @@ def test_headers_of_a_long_answer_are_old_news() -> None:
     assert it.requests.limit == 100
 
 
+@pytest.mark.fault(35)
 def test_what_a_neighbour_uses_is_held_free_and_given_back() -> None:
     it = learner()
 

@@ -27,6 +27,7 @@ def test_the_first_estimate_is_a_little_more_than_a_token_every_four_bytes() -> 
     assert 1000 < prompt <= 1201
 
 
+@pytest.mark.fault(37)
 def test_before_any_answer_the_callers_bound_is_what_is_reserved() -> None:
     assert Estimator().estimate(request(0, max_tokens=50)).tokens == 51
     assert Estimator().estimate(request(0, max_tokens=5000)).tokens == 5001
@@ -90,6 +91,7 @@ def test_a_usage_that_counted_nothing_teaches_nothing() -> None:
     assert (estimator.ratio, estimator.answer, estimator.learned) == (START_RATIO, START_ANSWER, 0)
 
 
+@pytest.mark.fault(37)
 @given(
     st.lists(st.tuples(st.integers(0, 10**6), st.integers(-10, 10**40), st.integers(-10, 10**40)), max_size=30),
     st.integers(0, 10**6),

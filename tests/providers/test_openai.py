@@ -61,6 +61,7 @@ def test_golden_answers_are_read_and_kept_byte_for_byte(name: str) -> None:
     assert response.finish_reason == reasons.get(name, "length" if name in lengths else "stop")
 
 
+@pytest.mark.fault(18)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_golden_answer_cut_anywhere_is_never_an_answer(name: str) -> None:
     body = (GOLDEN / f"{name}.response.json").read_bytes().rstrip()
@@ -69,6 +70,7 @@ def test_a_golden_answer_cut_anywhere_is_never_an_answer(name: str) -> None:
             answered(body[:end], path_of(name))
 
 
+@pytest.mark.fault(17)
 def test_html_under_200_is_a_protocol_error_to_retry() -> None:
     """FAULTS 17; the OpenAI SDK gives the HTML as a string."""
     with pytest.raises(e.ProtocolError) as caught:
@@ -77,6 +79,7 @@ def test_html_under_200_is_a_protocol_error_to_retry() -> None:
     assert "Please log in" in caught.value.message and len(caught.value.message) < 300
 
 
+@pytest.mark.fault(20)
 @pytest.mark.parametrize("status", [200, 204])
 @pytest.mark.parametrize("body", [b"", b" \r\n", b"\n\n\n"])
 def test_an_empty_body_is_a_protocol_error_to_retry(status: int, body: bytes) -> None:
@@ -86,6 +89,7 @@ def test_an_empty_body_is_a_protocol_error_to_retry(status: int, body: bytes) ->
     assert caught.value.retryable
 
 
+@pytest.mark.fault(18)
 @pytest.mark.parametrize(
     "body",
     [
@@ -128,6 +132,7 @@ def test_endless_integers_beside_a_doubtful_key_are_no_crash() -> None:
         answered(b'{"n":' + b"1" * 5000 + b',"choices":[{"message":{"content":"x"}}],"note":"choices"}')
 
 
+@pytest.mark.fault(19)
 @pytest.mark.parametrize("choices", [None, [], msgspec.UNSET])
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
 def test_null_or_empty_choices_are_a_protocol_error(choices: Any, path: str) -> None:
@@ -137,6 +142,7 @@ def test_null_or_empty_choices_are_a_protocol_error(choices: Any, path: str) -> 
         answered(body, path)
 
 
+@pytest.mark.fault(19)
 @pytest.mark.parametrize(
     "nothing",
     [
@@ -155,6 +161,7 @@ def test_a_natural_end_without_any_content_is_a_protocol_error(nothing: Any) -> 
         answered(chat(nothing))
 
 
+@pytest.mark.fault(39)
 @pytest.mark.parametrize(
     ("said", "reason"),
     [
@@ -184,6 +191,7 @@ def test_of_several_choices_one_may_be_empty_and_the_worst_end_counts() -> None:
     assert answered(chat(choice("tool_calls", content="x"), choice(content="y"))).finish_reason == "tool_calls"
 
 
+@pytest.mark.fault(19)
 @pytest.mark.parametrize(
     ("error", "cls", "status", "retryable"),
     [
@@ -228,6 +236,7 @@ def test_a_choice_that_ends_in_an_error_is_that_error() -> None:
         answered(chat(choice("error", content="x")))
 
 
+@pytest.mark.fault(20)
 def test_right_json_under_a_wrong_content_type_is_an_answer() -> None:
     """FAULTS 20."""
     assert answered(chat(), content_type="text/html").text == "hi"
@@ -256,6 +265,7 @@ def test_lists_of_results_must_not_be_empty(path: str, key: str, value: Any) -> 
 # Usage (FAULTS 37)
 
 
+@pytest.mark.fault(37)
 @pytest.mark.parametrize(
     ("usage", "counts"),
     [

@@ -16,6 +16,7 @@ def call(index: int | None = None, id: str | None = None, name: str | None = Non
     return piece(tool_calls=[without_nulls(found)])
 
 
+@pytest.mark.fault(46)
 @pytest.mark.parametrize(
     "pieces",
     [

@@ -46,6 +46,7 @@ def test_a_golden_stream_gives_the_whole_answer_at_every_split(name: str) -> Non
     assert [(chunk.event, chunk.data) for chunk in parts] == data and again.body == response.body
 
 
+@pytest.mark.fault(40, "silent-end")
 @pytest.mark.parametrize("name", STREAMS)
 def test_a_golden_stream_that_breaks_off_before_its_end_is_truncated(name: str) -> None:
     """FAULTS 40; litellm reports finish_reason "stop", the OpenAI SDK ends silently."""
@@ -82,6 +83,7 @@ def test_done_ends_a_stream_even_without_its_blank_line(ending: bytes) -> None:
     assert read(piece(content="hi") + ending)[1].text == "hi"
 
 
+@pytest.mark.fault(40)
 def test_a_finish_reason_and_then_the_end_of_bytes_is_a_whole_answer() -> None:
     chunks, response = read(piece(content="hi"), STOP)
     assert (len(chunks), response.text, response.finish_reason) == (2, "hi", "stop")
@@ -92,6 +94,7 @@ def test_one_of_two_choices_without_an_end_is_truncated() -> None:
         read(piece(content="a"), piece(index=1, content="b"), STOP)
 
 
+@pytest.mark.fault(46)
 def test_what_comes_after_the_end_is_ignored() -> None:
     """FAULTS 46."""
     chunks, response = read(piece(content="hi") + DONE + piece(content="no") + DONE, piece(content="no"), b"garbage")
@@ -130,6 +133,7 @@ def test_blank_lines_before_the_first_event_are_kept_alive_lines() -> None:
 # Errors inside
 
 
+@pytest.mark.fault(41, 43, "bad-json-in-a-stream")
 @pytest.mark.parametrize(
     ("bad", "cls", "status", "retryable"),
     [

@@ -29,6 +29,7 @@ PIECES = st.sampled_from(
 STREAMS = st.lists(PIECES, max_size=40).map(b"".join) | st.binary(max_size=60)
 
 
+@pytest.mark.fault(42, 43)
 @settings(max_examples=400)
 @given(STREAMS, st.lists(st.integers(0, 200), max_size=8))
 def test_the_standard_is_kept_at_any_split(data: bytes, cuts: list[int]) -> None:
@@ -55,6 +56,7 @@ def test_the_standard_is_kept_in_large_reads(often: bytes, seldom: list[bytes], 
         assert decoded(*[data[i : i + 700] for i in range(0, len(data), 700)]) == expected
 
 
+@pytest.mark.fault(42)
 @pytest.mark.parametrize(
     ("data", "events"),
     [
@@ -103,6 +105,7 @@ def test_what_the_end_cut_off_can_be_asked_for(data: bytes, rest: bytes) -> None
     assert repr(decoder).startswith("<SSEDecoder ")
 
 
+@pytest.mark.fault(44)
 @pytest.mark.parametrize(
     "data",
     [b"data: " + b"x" * 2000, b": " + b"x" * 2000, b"data: x\n" * 1000, b"data: " + b"x" * 2000 + b"\n\n"],
@@ -128,6 +131,7 @@ def seconds_for(size: int, feed: int, line: bytes) -> float:
     return time.process_time() - began
 
 
+@pytest.mark.fault(44)
 @pytest.mark.parametrize("line", [b"x", b"data: x\n", b"data: x\r\n"])
 def test_an_endless_event_in_single_bytes_costs_linear_time(line: bytes) -> None:
     small = min(seconds_for(5_000, 1, line) for _ in range(3))

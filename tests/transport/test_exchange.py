@@ -128,6 +128,7 @@ async def test_an_answer_before_the_request_is_all_written_ends_the_connection(m
         await until(lambda: server.peers[0].gone.is_set())
 
 
+@pytest.mark.fault(24)
 async def test_307_and_308_of_the_same_origin_are_followed_with_method_and_body(make: Make) -> None:
     async def script(peer: Peer) -> None:
         for location in (b"/b", b"c?d"):
@@ -142,6 +143,7 @@ async def test_307_and_308_of_the_same_origin_are_followed_with_method_and_body(
         assert all(request.startswith(b"POST") and request.endswith(b"body") for request in server.requests)
 
 
+@pytest.mark.fault(24, "redirect-elsewhere")
 @pytest.mark.parametrize("status", ["301", "302", "303", "307", "308"])
 async def test_redirects_to_elsewhere_and_endless_ones_are_given_as_they_are(make: Make, status: str) -> None:
     async with Hostile(always(answer(status=status + " X", headers=b"location: http://example.org/\r\n"))) as server:

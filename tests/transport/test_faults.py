@@ -378,6 +378,7 @@ async def test_12_a_connection_handed_to_one_who_waits_is_replaced_if_surplus_by
 MIB = 1024 * 1024
 
 
+@pytest.mark.fault(21, "gzip-bomb")
 @pytest.mark.parametrize("coding", ["gzip", "deflate"])
 async def test_21_a_compression_bomb_stops_at_the_cap(make: Make, coding: str) -> None:
     pack = gzip.compress if coding == "gzip" else zlib.compress
@@ -393,6 +394,7 @@ async def test_21_a_compression_bomb_stops_at_the_cap(make: Make, coding: str) -
         await until(lambda: "0 active, 0 idle" in repr(transport))
 
 
+@pytest.mark.fault(44)
 @pytest.mark.parametrize(
     "raw",
     [
@@ -407,12 +409,14 @@ async def test_44_a_body_above_the_cap_is_refused_and_one_at_the_cap_is_not(make
         await make(max_body_bytes=1100).send(server.post(), FAST)
 
 
+@pytest.mark.fault(44)
 async def test_44_endless_chunk_extensions_and_trailers_are_cut_off(make: Make) -> None:
     for start in (b"1;" + b"e" * 1000, b"0\r\n" + b"t" * 1000, b"0\r\n" + b"t: v\r\n" * 200):
         async with Hostile(always(chunked(end=start), *[b"x" * 1000] * 70)) as server:
             assert isinstance(await fails(make(), server.post()), ProtocolError)
 
 
+@pytest.mark.fault(21)
 @pytest.mark.parametrize(
     ("codings", "body"),
     [
@@ -452,6 +456,7 @@ async def test_21_a_compressed_answer_is_decoded(make: Make, coding: bytes, body
 LINE = b"x-filler: " + b"y" * 88 + b"\r\n"  # 100 bytes
 
 
+@pytest.mark.fault(22)
 @pytest.mark.parametrize(
     "pieces",
     [
@@ -490,6 +495,7 @@ NOT_HTTP = {
 }
 
 
+@pytest.mark.fault(22)
 @pytest.mark.parametrize("what", NOT_HTTP)
 async def test_22_what_is_not_http_is_a_protocol_error_and_closes_the_connection(make: Make, what: str) -> None:
     async with Hostile(always(NOT_HTTP[what])) as server:
@@ -499,6 +505,7 @@ async def test_22_what_is_not_http_is_a_protocol_error_and_closes_the_connection
         await until(lambda: server.open == 0)
 
 
+@pytest.mark.fault(23)
 async def test_23_interim_answers_and_trailers_are_skipped_but_floods_are_not(make: Make) -> None:
     early = b"HTTP/1.1 103 Early Hints\r\nlink: x\r\ncontent-encoding: br\r\n\r\n"
     raw = b"HTTP/1.1 100 Continue\r\n\r\n" + early + chunked(b"ok", end=b"0\r\nx-after: 1\r\n\r\n")

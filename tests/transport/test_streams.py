@@ -70,6 +70,7 @@ async def test_compressed_streams_are_decoded_as_they_come(make: Make) -> None:
         assert b"".join([piece async for piece in body]) == b"event" * 1000
 
 
+@pytest.mark.fault(47)
 async def test_47_closing_before_the_end_closes_the_connection_within_100_ms(make: Make) -> None:
     async with Hostile(endless) as server:
         body = await make().open(server.post(), FAST)
@@ -82,6 +83,7 @@ async def test_47_closing_before_the_end_closes_the_connection_within_100_ms(mak
         assert [piece async for piece in body] == []
 
 
+@pytest.mark.fault(47)
 async def test_47_a_forgotten_stream_closes_its_connection(make: Make) -> None:
     async with Hostile(endless) as server:
         body = await make().open(server.post(), FAST)
@@ -91,6 +93,7 @@ async def test_47_a_forgotten_stream_closes_its_connection(make: Make) -> None:
         await until(lambda: server.open == 0, 0.1)
 
 
+@pytest.mark.fault(47)
 async def test_47_a_cancelled_reader_closes_its_connection(make: Make) -> None:
     async with Hostile(endless) as server:
         body = await make().open(server.post(), FAST)
@@ -134,6 +137,7 @@ async def test_what_nobody_reads_is_left_with_the_server(make: Make) -> None:
         assert [p async for p in body] == []
 
 
+@pytest.mark.fault(48)
 async def test_48_a_stall_ends_by_the_time_between_chunks_and_what_came_is_kept(make: Make) -> None:
     async def script(peer: Peer) -> None:
         await peer.request()
@@ -152,6 +156,7 @@ async def test_48_a_stall_ends_by_the_time_between_chunks_and_what_came_is_kept(
         await until(lambda: server.open == 0, 0.1)
 
 
+@pytest.mark.fault(40)
 async def test_40_a_cut_off_stream_gives_its_pieces_and_then_the_error(make: Make) -> None:
     for reset in (False, True):
         async with Hostile(once(HEAD + b"4\r\npart\r\n", b"", b"", reset=reset)) as server:
@@ -165,6 +170,7 @@ async def test_40_a_cut_off_stream_gives_its_pieces_and_then_the_error(make: Mak
                 await anext(aiter(body))
 
 
+@pytest.mark.fault(44)
 async def test_44_an_endless_stream_is_cut_off_at_the_cap(make: Make) -> None:
     async with Hostile(always(HEAD, *[b"100\r\n" + b"x" * 256 + b"\r\n"] * 50)) as server:
         body = await make(max_body_bytes=10_000).open(server.post(), FAST)
