@@ -22,6 +22,7 @@ _DATA = re.compile(rb"\ndata(?:: ?([^\n]*)|(?![^\n]))")
 _EVENT = re.compile(rb"\nevent(?:: ?([^\n]*)|(?![^\n]))")
 _PLAIN = re.compile(_DATA.pattern + rb"(?:\n[^de\n][^\n]*){0,3}(?=\n\n|\n?\Z)")  # and comments up to the blank line
 _NAMED = re.compile(_EVENT.pattern + _PLAIN.pattern)
+_SHORT = 32  # bytes of an event: a model's are longer
 _FEW = 500  # bytes: below that a look at each event is quicker than at all together
 
 
@@ -97,8 +98,14 @@ class SSEDecoder:
             found = _alike(b"\n" + whole) if b"data" in whole else []
             events += found or ()
             blocks = whole.split(b"\n\n") if found is None else []
+        known: dict[bytes, tuple[str, bytes] | None] = {}  # a read of very many short events has many that are equal
         for block in blocks:
-            if b"\n" in block:
+            if len(block) <= _SHORT:
+                if block not in known:
+                    known[block] = self._event_of(b"\n" + block)
+                if (event := known[block]) is not None:
+                    append(event)
+            elif b"\n" in block:
                 name, _, data = block.partition(b"\ndata: ")
                 if name.startswith(b"event: ") and b"\n" not in name and b"\n" not in data:
                     append((_text(name[7:]), data))
@@ -108,8 +115,6 @@ class SSEDecoder:
                 append(("", block[6:]))
             elif block.startswith(b"data:"):
                 append(("", block[5:]))
-            elif block == b"data":
-                append(("", b""))
         if rest:
             self._add(rest)
         return events
