@@ -1,6 +1,6 @@
 """The fault drill: many requests against a server that spoils three attempts in ten, in every way that it knows.
 
-    python stress/drill.py [--requests 100000] [--seed 1] [--concurrency 256]
+    python stress/drill.py [--requests 100000] [--seed 1] [--concurrency 256] [--fixed]
 
 Whole answers, streams and embeddings that share requests, mixed. Each answer carries a checksum of its question and the
 question itself, each vector is compared with that of an untroubled server. What must come out: for each request one
