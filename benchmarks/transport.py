@@ -5,8 +5,8 @@
 The column "floor" is what the kernel, uvloop and (with TLS) OpenSSL take by themselves: the same bytes written and
 read over open sockets, with no HTTP, no pool and no time-out. No Python client over asyncio can cost less.
 
-A server with 50 ms of latency runs in a process of its own. Where the system can pin processes, client and server
-have a core each. Requests are 600 B, answers 1 KB, as a chat model's are. User and system time are counted.
+nginx answers after 50 ms (`benchmarks/upstream.py` says how to install it). Where the system can pin processes, client
+and server have a core each. Requests are 600 B, answers 1 KB, as a chat model's are. User and system time are counted.
 """
 
 from __future__ import annotations
@@ -14,50 +14,27 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import multiprocessing
 import os
 import platform
 import resource
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from multiprocessing.connection import Connection
 from typing import Any
 
 import aiohttp
 import uvloop
+from upstream import ANSWER, Latency, upstream
 
 from fastllm.options import Timeout
-from fastllm.testing.tls import self_signed
 from fastllm.transport.http import HTTPTransport
 from fastllm.types import Headers, HTTPRequest
 
 LATENCY = 0.05
 WARM_UP = 6  # rounds, until all connections are made
 BODY = b'{"model": "m", "messages": "' + b"x" * 570 + b'"}'
-ANSWER_BODY = b'{"choices": "' + b"y" * 1009 + b'"}'
-ANSWER = (
-    b"HTTP/1.1 200 OK\r\ndate: Sat, 22 Nov 2025 10:00:00 GMT\r\nserver: bench\r\ncontent-type: application/json\r\n"
-    b"x-request-id: req_0123456789\r\nx-ratelimit-limit-requests: 10000\r\nx-ratelimit-remaining-requests: 9999\r\n"
-    b"content-length: %d\r\n\r\n%b" % (len(ANSWER_BODY), ANSWER_BODY)
-)
 HEADERS = {"authorization": "Bearer sk-bench", "content-type": "application/json"}
 Send = Callable[[], Awaitable[Any]]
-
-
-class Answerer(asyncio.Protocol):
-    """Answers each request after the latency; trusts that they all have BODY."""
-
-    def connection_made(self, transport: Any) -> None:
-        self._transport = transport
-        self._waiting = b""
-
-    def data_received(self, data: bytes) -> None:
-        self._waiting += data
-        while self._waiting.endswith(BODY) or b"\r\n\r\n" + BODY in self._waiting:
-            self._waiting = self._waiting.partition(b"\r\n\r\n" + BODY)[2]
-            asyncio.get_running_loop().call_later(LATENCY, self._transport.write, ANSWER)
 
 
 def pin(core: int) -> None:
@@ -66,44 +43,13 @@ def pin(core: int) -> None:
         os.sched_setaffinity(0, {cores[core % len(cores)]})
 
 
-def serve(channel: Connection) -> None:
-    """The server process: a plain port and a TLS port."""
-    pin(1)
-    context, pem = self_signed("127.0.0.1")
-
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        ports = []
-        for tls in (None, context):
-            server = await loop.create_server(Answerer, "127.0.0.1", 0, ssl=tls, backlog=8192)
-            ports.append(server.sockets[0].getsockname()[1])
-        channel.send((ports, pem))
-        await asyncio.Event().wait()
-
-    uvloop.run(main())
-
-
-@contextmanager
-def server() -> Iterator[tuple[list[str], str]]:
-    """Give the URLs, plain and TLS, and the certificate."""
-    here, there = multiprocessing.Pipe()
-    process = multiprocessing.Process(target=serve, args=(there,), daemon=True)
-    process.start()
-    (plain, tls), pem = here.recv()
-    try:
-        yield [f"http://127.0.0.1:{plain}/v1/chat/completions", f"https://127.0.0.1:{tls}/v1/chat/completions"], pem
-    finally:
-        process.terminate()
-        process.join()
-
-
 async def with_ours(url: str, trust: ssl.SSLContext, measure: Callable[[Send], Awaitable[float]]) -> float:
     transport = HTTPTransport(ssl_context=trust, trust_env=False)
     request, timeout = HTTPRequest(url=url, body=BODY, headers=Headers(HEADERS)), Timeout()
 
     async def send() -> None:
         answer = await transport.send(request, timeout)
-        assert len(answer.body) == len(ANSWER_BODY)
+        assert len(answer.body) == len(ANSWER)
 
     try:
         return await measure(send)
@@ -117,7 +63,7 @@ async def with_aiohttp(url: str, trust: ssl.SSLContext, measure: Callable[[Send]
 
         async def send() -> None:
             async with session.post(url, data=BODY) as answer:
-                assert len(await answer.read()) == len(ANSWER_BODY)
+                assert len(await answer.read()) == len(ANSWER)
 
         return await measure(send)
 
@@ -140,9 +86,10 @@ class Exchange(asyncio.Protocol):
 async def with_sockets(url: str, trust: ssl.SSLContext, measure: Callable[[Send], Awaitable[float]]) -> float:
     loop = asyncio.get_running_loop()
     tls = trust if url.startswith("https") else None
-    port = int(url.rpartition(":")[2].partition("/")[0])
+    port = int(url.split("/")[2].rpartition(":")[2])
     fields = "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items())
-    request = f"POST / HTTP/1.1\r\n{fields}content-length: {len(BODY)}\r\n\r\n".encode() + BODY
+    request = f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\n{fields}content-length: {len(BODY)}\r\n\r\n".encode() + BODY
+    size = await _size(port, tls, request)
     idle: list[Exchange] = []
     made: list[asyncio.BaseTransport] = []
 
@@ -152,7 +99,7 @@ async def with_sockets(url: str, trust: ssl.SSLContext, measure: Callable[[Send]
         else:
             transport, socket = await loop.create_connection(Exchange, "127.0.0.1", port, ssl=tls)
             made.append(transport)
-        socket.waiter, socket.left = loop.create_future(), len(ANSWER)
+        socket.waiter, socket.left = loop.create_future(), size
         socket.write(request)
         await socket.waiter
         idle.append(socket)
@@ -162,6 +109,15 @@ async def with_sockets(url: str, trust: ssl.SSLContext, measure: Callable[[Send]
     finally:
         for transport in made:
             transport.close()
+
+
+async def _size(port: int, tls: ssl.SSLContext | None, request: bytes) -> int:
+    """How many bytes an answer has, head and body."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls)
+    writer.write(request)
+    head = await reader.readuntil(b"\r\n\r\n")
+    writer.close()
+    return len(head) + len(ANSWER)
 
 
 async def cpu_each(send: Send, requests: int, in_flight: int) -> float:
@@ -193,20 +149,19 @@ def main() -> None:
     print(f"Python {platform.python_version()}, {platform.machine()}, {time.strftime('%Y-%m-%d')}; CPU µs a request")
     print(f"{'in flight':>9}  {'':5} {'fastllm':>8} {'aiohttp':>8} {'floor':>8}")
     clients = {"fastllm": with_ours, "aiohttp": with_aiohttp, "floor": with_sockets}
-    running: AbstractContextManager[tuple[list[str], str]] = server()
-    with running as (urls, pem):
+    with upstream(Latency(LATENCY)) as server:
         pin(0)
-        trust = ssl.create_default_context(cadata=pem)
+        trust = ssl.create_default_context(cadata=server.pem)
         for in_flight in map(int, options.in_flight.split(",")):
-            for kind, url in zip(("plain", "TLS"), urls, strict=True):
+            for kind, base in (("plain", server.plain), ("TLS", server.tls)):
                 row = []
                 for name, client in clients.items():
                     if options.only in (None, name):
                         measure = lambda send, n=in_flight: cpu_each(send, options.requests, n)  # noqa: E731
+                        url = f"{base}/chat/completions"
                         row.append(f"{uvloop.run(client(url, trust, measure)):8.1f}")
                 print(f"{in_flight:>9}  {kind:5} {' '.join(row)}", flush=True)
 
 
 if __name__ == "__main__":
-    multiprocessing.set_start_method("spawn")
     main()

@@ -27,24 +27,25 @@ def self_signed(host: str = "127.0.0.1", *, days: int = 1) -> tuple[ssl.SSLConte
         async with MockServer(ssl_context=context) as server:
             client_context = ssl.create_default_context(cadata=pem)
     """
-    certificate, key = _made(host, days)
+    pem, key = certificate(host, days)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     with tempfile.TemporaryDirectory(prefix="fastllm-tls-") as folder:  # ssl reads keys only from files
         path = Path(folder) / "server.pem"
         path.touch(mode=0o600)
-        path.write_bytes(key + certificate)
+        path.write_bytes(key + pem)
         context.load_cert_chain(path)
-    return context, certificate.decode()
+    return context, pem.decode()
 
 
-def _made(host: str, days: int) -> tuple[bytes, bytes]:
+def certificate(host: str, days: int = 1) -> tuple[bytes, bytes]:
+    """Give a certificate that signs itself, and its key, both in PEM."""
     if x509 is None:
         raise MissingExtra("certificates need the package cryptography: pip install 'fastllm[test]'")
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "fastllm test")])
     now = datetime.datetime.now(datetime.UTC)
     end = now + datetime.timedelta(days=days)
-    certificate = (
+    made = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
@@ -59,7 +60,7 @@ def _made(host: str, days: int) -> tuple[bytes, bytes]:
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    return certificate.public_bytes(serialization.Encoding.PEM), private
+    return made.public_bytes(serialization.Encoding.PEM), private
 
 
 def _alternative(host: str) -> x509.GeneralName:
