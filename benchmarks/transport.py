@@ -88,7 +88,8 @@ async def with_sockets(url: str, trust: ssl.SSLContext, measure: Callable[[Send]
     tls = trust if url.startswith("https") else None
     port = int(url.split("/")[2].rpartition(":")[2])
     fields = "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items())
-    request = f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\n{fields}content-length: {len(BODY)}\r\n\r\n".encode() + BODY
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\n{fields}content-length: {len(BODY)}\r\n\r\n"
+    request = head.encode() + BODY
     size = await _size(port, tls, request)
     idle: list[Exchange] = []
     made: list[asyncio.BaseTransport] = []
