@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from fastllm.errors import ProtocolError
 from fastllm.types import RESPONSES
 from kits.streams import DONE, PROVIDER, STOP, event, piece, read, request, without_nulls
 
@@ -109,3 +110,10 @@ def test_half_a_response_shows_its_text() -> None:
     decoder.feed(event({"type": "response.output_text.delta", "delta": "par"}))
     assert decoder.response().text == "par" and decoder.response().finish_reason is None
     assert "reading" in repr(decoder)
+
+
+@pytest.mark.parametrize("kind", ["response.completed", "response.failed"])
+def test_a_number_that_is_out_of_range_in_the_last_event_is_a_protocol_error(kind: str) -> None:
+    end = b'{"type":"%b","response":{"id":"r","output":[],"usage":{"input_tokens":1e999}}}' % kind.encode()
+    with pytest.raises(ProtocolError, match="out of range"):
+        read(event(end), path=RESPONSES)

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from ..answers import Choice, FunctionCall, Payload, ToolCall, Usage, lenient
+from ..errors import ProtocolError
 from ..types import CHAT, RESPONSES, HTTPResponse, Response
 from .openai_answer import judge, worst_reason
 
@@ -104,7 +105,11 @@ class Assembly:
 
 
 def _fields_of(raw: msgspec.Raw | None) -> dict[str, Any]:
-    fields = msgspec.json.decode(raw) if raw is not None else {}
+    try:
+        fields = msgspec.json.decode(raw) if raw is not None else {}
+    except msgspec.DecodeError as error:  # sound JSON, but a number in it is out of range
+        text = f"the answer's last event cannot be read: {error}"
+        raise ProtocolError(text, status_code=200, code="not_an_answer") from None
     return fields if isinstance(fields, dict) else {}
 
 
