@@ -43,7 +43,9 @@ class Assembly:
 
     def _add_event(self, payload: Payload, data: bytes) -> None:
         if payload.response is not None:
-            self._final = _object.decode(data)["response"]
+            final = _object.decode(data)["response"]
+            _fields_of(final)  # raises before it is kept: `response` gives what came before
+            self._final = final
         text = payload.delta_text()
         if text:
             self._text.append(text)
