@@ -45,6 +45,7 @@ DIALECTS = {
 }
 CACHES = {"memory": "fastllm.cache.memory:InMemoryCache", "disk": "fastllm.cache.disk:DiskCache"}
 TRANSPORT = "fastllm.transport.http:HTTPTransport"
+RESPONSES_BY_CHAT = "fastllm.providers.responses_by_chat:ResponsesByChat"
 DEFAULT_VENDOR = "openai"
 _IN_BRACES = re.compile(r"\{([A-Z0-9_|]+)\}")
 NOBODY = Vendor(name="")  # behind a base_url of the user's own
@@ -424,11 +425,13 @@ class _Resolver:
     ) -> Endpoint:
         base_url = _address("base_url", base_url)
         provider = self._dialect(dialect)
+        who = next((v for v in VENDORS.values() if v.base_url == base_url.rstrip("/")), vendor)
+        if provider.chat_only or not who.responses:
+            provider = load(RESPONSES_BY_CHAT)(provider)
         more = {**vendor.headers, **self._options.default_headers}
         if vendor.key_header is not None and key is not None:
             more, key = {vendor.key_header: key, **more}, None
         headers = provider.headers(key, more)
-        who = next((v for v in VENDORS.values() if v.base_url == base_url.rstrip("/")), vendor)
         target = Target(base_url=base_url.rstrip("/"), model=model, headers=headers, schemas=who.schemas)
         limiter = Limiter(limits or self._options.limits or Limits(), self._clock, ceiling=connection_limit())
         billed, price = self._price(vendor, target)

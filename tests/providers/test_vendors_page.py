@@ -19,6 +19,7 @@ def row_of(vendor: Vendor) -> str:
     notes += [", ".join(renamed)] if renamed else []
     notes += [f"its headers count {means.replace('/', ' a ')}" for means in vendor.limit_names.values() if "/" in means]
     notes += [SCHEMAS[vendor.schemas]] if vendor.schemas in SCHEMAS else []
+    notes += [] if vendor.responses else ["Responses by its chat"]
     if vendor.embed_inputs:
         tokens = f" and {vendor.embed_tokens:,} tokens" if vendor.embed_tokens else ""
         notes.append(f"embeds {vendor.embed_inputs:,} inputs{tokens} a request")

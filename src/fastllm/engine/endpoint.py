@@ -29,7 +29,7 @@ from ..policy.purse import Purse, answers_asked
 from ..policy.retries import RetryBudget
 from ..policy.tokens import Estimator
 from ..providers.base import Provider
-from ..types import Request, Response, Target
+from ..types import RESPONSES, Request, Response, Target
 from .limiter import Limiter, Permit
 
 logger = logging.getLogger("fastllm")
@@ -105,7 +105,9 @@ class Endpoint:
         return self.target.model
 
     def adapted(self, request: Request) -> Request:
-        """Give the request without what this endpoint has refused before."""
+        """Give the request as it goes out: in an operation that the dialect has, without what was refused before."""
+        if request.path == RESPONSES:
+            request = self.provider.spoken(request)
         if self.parameters is None or not self.parameters.rules:
             return request
         return self.parameters.applied(request)

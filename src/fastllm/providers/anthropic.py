@@ -34,6 +34,7 @@ class AnthropicProvider(Provider):
     """Anthropic's Messages API, and everything compatible with it. Only chat: it has no embeddings."""
 
     name = "anthropic"
+    chat_only = True
 
     def auth_headers(self, api_key: str | None) -> Mapping[str, str]:
         return {"anthropic-version": VERSION, **({"x-api-key": api_key} if api_key else {})}

@@ -41,6 +41,7 @@ class Provider(ABC):
     """
 
     name: str = ""
+    chat_only: bool = False  # True: Responses requests are asked and answered through its chat
 
     def auth_headers(self, api_key: str | None) -> Mapping[str, str]:
         """Give the headers that carry the key and the dialect's version."""
@@ -54,6 +55,10 @@ class Provider(ABC):
             "user-agent": f"fastllm/{__version__}",
         }
         return Headers({**own, **self.auth_headers(api_key)}).merged(extra)
+
+    def spoken(self, request: Request) -> Request:
+        """Give the request as the operation that goes out for it, which is its own unless the dialect lacks that."""
+        return request
 
     @abstractmethod
     def encode(self, request: Request, target: Target) -> HTTPRequest:

@@ -41,6 +41,7 @@ class GeminiProvider(Provider):
     """The Gemini API: chat, and embeddings of texts."""
 
     name = "gemini"
+    chat_only = True
 
     def auth_headers(self, api_key: str | None) -> Mapping[str, str]:
         return {"x-goog-api-key": api_key} if api_key else {}

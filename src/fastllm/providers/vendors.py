@@ -22,8 +22,9 @@ class Vendor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     the header `key_header`, by default as the dialect has it. `params` are parameters that the vendor calls otherwise,
     by the name that OpenAI gave them. `headers` go with every request. `limit_names` says what the vendor means by the
     usual rate-limit headers, where that is not the usual (`policy.headers.read_hints`). `schemas`: whether all its chat
-    models take a JSON schema as `response_format`, or only the wish for JSON, or nothing of the kind. `embed_inputs`
-    and `embed_tokens` are the most inputs and tokens of one embeddings request; 0: not known.
+    models take a JSON schema as `response_format`, or only the wish for JSON, or nothing of the kind. `responses`:
+    whether it has OpenAI's Responses API; without it, such requests go through its chat. `embed_inputs` and
+    `embed_tokens` are the most inputs and tokens of one embeddings request; 0: not known.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Vendor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     headers: Mapping[str, str] = {}
     limit_names: Mapping[str, str] = {}
     schemas: Schemas = "json_schema"
+    responses: bool = True
     embed_inputs: int = 0
     embed_tokens: int = 0
     prices: str = ""  # under which name its prices stand, where that is another
@@ -75,7 +77,9 @@ VENDORS: dict[str, Vendor] = {
             dialect="anthropic",
             base_url_env="ANTHROPIC_BASE_URL",
         ),
-        _row("anthropic-openai", "https://api.anthropic.com/v1", "ANTHROPIC_API_KEY", prices="anthropic"),
+        _row(
+            "anthropic-openai", "https://api.anthropic.com/v1", "ANTHROPIC_API_KEY", prices="anthropic", responses=False
+        ),
         _row(
             "azure",
             "https://{AZURE_OPENAI_RESOURCE}.openai.azure.com/openai/v1",
@@ -91,8 +95,15 @@ VENDORS: dict[str, Vendor] = {
             "AWS_BEARER_TOKEN_BEDROCK",
             base_url_env="AWS_BEDROCK_BASE_URL",
         ),
-        _row("cerebras", "https://api.cerebras.ai/v1", "CEREBRAS_API_KEY"),
-        _row("cohere", "https://api.cohere.ai/compatibility/v1", "COHERE_API_KEY", "CO_API_KEY", embed_inputs=96),
+        _row("cerebras", "https://api.cerebras.ai/v1", "CEREBRAS_API_KEY", responses=False),
+        _row(
+            "cohere",
+            "https://api.cohere.ai/compatibility/v1",
+            "COHERE_API_KEY",
+            "CO_API_KEY",
+            embed_inputs=96,
+            responses=False,
+        ),
         _row(
             "deepseek",
             "https://api.deepseek.com/v1",
@@ -117,6 +128,7 @@ VENDORS: dict[str, Vendor] = {
             "GOOGLE_API_KEY",
             prices="gemini",
             embed_inputs=100,
+            responses=False,
         ),
         _row(
             "groq",
@@ -131,6 +143,7 @@ VENDORS: dict[str, Vendor] = {
             "https://api.mistral.ai/v1",
             "MISTRAL_API_KEY",
             params={"max_completion_tokens": "max_tokens", "seed": "random_seed"},
+            responses=False,
         ),
         _row("nvidia", "https://integrate.api.nvidia.com/v1", "NVIDIA_API_KEY"),
         _row("openrouter", "https://openrouter.ai/api/v1", "OPENROUTER_API_KEY"),
@@ -147,6 +160,7 @@ VENDORS: dict[str, Vendor] = {
             "/locations/{GOOGLE_CLOUD_LOCATION}/endpoints/openapi",
             "VERTEX_ACCESS_TOKEN",
             base_url_env="VERTEX_BASE_URL",
+            responses=False,
         ),
         _row("xai", "https://api.x.ai/v1", "XAI_API_KEY"),
         _own("llamacpp", "http://localhost:8080/v1", "LLAMACPP_BASE_URL"),
