@@ -80,6 +80,19 @@ class Tried(msgspec.Struct, frozen=True, kw_only=True):
     code: str | None = None
 
 
+def let_go(error: BaseException) -> None:
+    """Take the tracebacks off an error and what it came from, for good.
+
+    Their frames hold request and answer (up to 64 MiB) as long as the error lives, often in a cycle: until the
+    collector runs, which it seldom does during a run. (Emptying the frames would end those of other tasks that raised
+    it, too.)
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        seen.__traceback__ = None
+        seen = seen.__cause__ or seen.__context__
+
+
 class LLMError(FastLLMError):
     """One request failed.
 

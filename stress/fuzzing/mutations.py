@@ -95,9 +95,18 @@ def shuffled(events: list[tuple[str, bytes]], random: Random) -> list[tuple[str,
         events[at] = (random.choice(("", "error", "message_stop", "x\ufffd")), events[at][1])
     else:
         name, data = events[at]
-        whole = data[:1] == b"{" and _DEEPEST not in data
-        events[at] = (name, written(changed(json.loads(data), random)) if whole else damaged(data, random))
+        events[at] = (name, _changed_inside(data, random) or damaged(data, random))
     return events
+
+
+def _changed_inside(data: bytes, random: Random) -> bytes | None:
+    """Change one of its values; None where it is no JSON object (any more), or one that nothing here can read."""
+    if data[:1] != b"{" or _DEEPEST in data:
+        return None
+    try:
+        return written(changed(json.loads(data), random))
+    except ValueError:
+        return None
 
 
 def wire(events: list[tuple[str, bytes]], random: Random) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import re
 
 import pytest
@@ -60,6 +61,35 @@ def test_an_outage_is_told_and_so_is_its_end(caplog: pytest.LogCaptureFixture) -
         run_virtual(scenario)
     told = [record.message for record in caplog.records]
     assert len(told) == 2 and "does not answer" in told[0] and re.search(r"answers again, after \d+ s", told[1])
+
+
+def test_outages_of_a_moment_are_not_told(caplog: pytest.LogCaptureFixture) -> None:
+    """With a provider that fails four times in ten, the breaker opens now and then for as long as an answer takes."""
+
+    async def scenario() -> None:
+        spoiled = random.Random(5)
+        opened = 0
+
+        async def handler(http: object) -> object:
+            nonlocal opened
+            await asyncio.sleep(spoiled.uniform(0.05, 0.4))
+            opened += engine.router.endpoints[0].limiter.breaker.opened
+            if spoiled.random() < 0.4:
+                raise e.APIConnectionError("reset", code="connection_reset")
+            return answer()
+
+        engine = make_engine(handler, retry=Retry(attempts=20))  # type: ignore[arg-type]
+
+        async def work() -> None:
+            for i in range(100):
+                await engine.execute(request(str(i), priority=1))
+
+        await asyncio.gather(*[work() for _ in range(20)])
+        assert opened, "or it shows nothing"
+
+    with caplog.at_level(logging.WARNING, "fastllm"):
+        run_virtual(scenario)
+    assert caplog.records == []
 
 
 def test_rows_given_up_before_they_were_sent_are_unsent_and_not_failed() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from fastllm.errors import InvalidRequestError
+from fastllm.providers.anthropic import AnthropicProvider
 from fastllm.providers.anthropic_reverse import from_messages
 from fastllm.providers.gemini import GeminiProvider
 from fastllm.providers.gemini_reverse import from_gemini
@@ -27,6 +28,14 @@ USER = {"role": "user", "content": "hi"}
 def test_an_odd_request_is_refused_for_gemini(body: Any) -> None:
     with pytest.raises(InvalidRequestError):
         GeminiProvider().encode(Request.of({"model": "m", **body}), Target(base_url="https://g.example"))
+
+
+def test_an_odd_request_is_refused_for_anthropic() -> None:
+    with pytest.raises(InvalidRequestError, match="reasoning_effort must be text"):
+        AnthropicProvider().encode(
+            Request.of({"model": "m", "messages": [USER], "reasoning_effort": ["low"]}),
+            Target(base_url="https://a.example"),
+        )
 
 
 @pytest.mark.parametrize(

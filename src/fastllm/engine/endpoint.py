@@ -38,6 +38,7 @@ PERMISSION = 3  # refusals of a kind that may concern one request, in a row, unt
 _LATE = frozenset({"timeout_first_byte", "timeout_attempt"})
 _KEY_HEADER = re.compile(rb"(?i)authorization|key|token|cookie|secret")
 _SHORTEST_KEY = 8
+TOLD = 1.0  # seconds from which on an outage is told of: with a provider that often fails, short ones come in swarms
 LONG = 60.0  # seconds: a wait that a batch does not begin without a word
 NO_NAMES: Mapping[str, str] = MappingProxyType({})
 
@@ -179,8 +180,10 @@ class Endpoint:
             limiter.overloaded(permit)
         if error.code in _LATE:
             limiter.timed_out(permit)
-        if limiter.failed(permit, answered=error.status_code is not None) and limiter.breaker.proven:
-            self._out_since = limiter.now
+        limiter.failed(permit, answered=error.status_code is not None)
+        out = limiter.breaker.open_for(limiter.now)
+        if out >= TOLD and self._out_since is None and limiter.breaker.proven:
+            self._out_since = limiter.now - out
             logger.warning(
                 "%s does not answer (%s); asking every %g s whether it is back", self.name, error.message, PROBE
             )

@@ -21,6 +21,7 @@ from ..errors import (
     LLMError,
     RateLimitError,
     StoppedError,
+    let_go,
 )
 from ..options import Retry, Timeout
 from ..policy import backoff
@@ -290,6 +291,7 @@ class Engine:
                     once = attempt_once(call, endpoint, http, permit)
                     response = await in_time(self.clock, call, endpoint, permit, once)
             except LLMError as error:
+                let_go(error)
                 call.note(endpoint, error)
                 error.attempts, error.endpoint = call.attempts, endpoint.name
                 if not call.spared and backoff.is_stale(error):

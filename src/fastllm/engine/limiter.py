@@ -352,10 +352,10 @@ class Limiter:
         """The provider is out of capacity."""
         self.learner.overloaded(self._clock.now(), permit)
 
-    def failed(self, permit: Permit, *, answered: bool) -> bool:
-        """The attempt ended in an error that says nothing about the request. True if that opened the breaker."""
+    def failed(self, permit: Permit, *, answered: bool) -> None:
+        """The attempt ended in an error that says nothing about the request."""
         self._uneasy = True
-        return self.breaker.failed(self._clock.now(), permit.sent, self.learner.answers.value, answered=answered)
+        self.breaker.failed(self._clock.now(), permit.sent, self.learner.answers.value, answered=answered)
 
     def timed_out(self, permit: Permit) -> None:
         """The attempt had no answer in its time."""

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from ..engine.fitting import fitting
 from ..engine.stats import Stats
 from ..engine.underway import UnderWay
-from ..errors import ConfigError, InvalidRequestError, LLMError
+from ..errors import ConfigError, InvalidRequestError, LLMError, let_go
 from ..types import Outcome, Request, Response, Row
 from .collector import PACE
 
@@ -297,6 +297,7 @@ class Workers:
                     response = await (execute(request) if request.schema is None else self._fitting(request))
                     outcome = Outcome(index=row.index, custom_id=row.custom_id, response=response, request=request)
                 except LLMError as error:
+                    let_go(error)
                     outcome = Outcome(index=row.index, custom_id=row.custom_id, error=error, request=request)
                 except ConfigError as error:
                     outcome = Outcome(index=row.index, custom_id=row.custom_id, error=_misfit(error), request=request)

@@ -86,6 +86,8 @@ def _output_config(chat: Mapping[str, Any]) -> dict[str, Any]:
         elif kind != "text":
             raise refused(f"response_format {kind!r} is nothing that Anthropic's Messages has: give a json_schema")
     effort = chat.get("reasoning_effort")
+    if effort is not None and not isinstance(effort, str):
+        raise refused(f"reasoning_effort must be text, such as 'low', not {effort!r}")
     if effort not in (None, "none"):
         config["effort"] = _EFFORTS.get(effort, effort)
     return config
