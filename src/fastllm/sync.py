@@ -36,8 +36,9 @@ from .client import AsyncFastLLM, ClientParams, RunParams
 from .embedding import Input, Vectors, rows_of_inputs
 from .engine.stats import Snapshot
 from .errors import FastLLMError
+from .jobs.delivery import ORDERED_WINDOW
 from .jobs.runner import Job, JobResult
-from .jobs.workers import MOST_PACKED, ORDERED_WINDOW
+from .jobs.workers import MOST_PACKED
 from .loop import new_event_loop
 from .params import ChatParams, EmbeddingParams
 from .progress import Kind

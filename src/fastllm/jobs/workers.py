@@ -1,9 +1,6 @@
 """N workers pulling from one iterator of rows: an Outcome for each row, in bounded memory.
 
-Rules. One worker at a time pulls. A row counts as *ahead* from being pulled until the consumer has taken its outcome;
-no more than `window` rows are ever ahead, so a slow consumer, or in order a slow row, stalls the workers instead of
-filling the memory. Where outcomes are recorded, a row stays ahead until its record is written: what a kill makes ask
-again is then at most the window. Workers are made as rows come, never more than there are rows in work. Whatever ends
+Rules. One worker at a time pulls. Workers are made as rows come, never more than there are rows in work. Whatever ends
 the input (its end, its exception, `stop`), the rows in work are finished and delivered first. `drain` also gives up the
 rows that only wait (for limits, or to try again): they were not sent, or came back without an answer.
 """
@@ -22,8 +19,9 @@ from ..engine.underway import UnderWay
 from ..errors import ConfigError, InvalidRequestError, LLMError, let_go
 from ..types import Outcome, Request, Response, Row
 from .collector import PACE
+from .delivery import Delivery
 
-ORDERED_WINDOW = 8  # times the concurrency: room to wait for a slow row while the others go on
+NOTHING_YET = Row(index=-1)  # what an iterator gives that has no row now; `fed` says that it has
 MOST_PACKED = 8192  # rows that share requests are in work beyond the concurrency
 
 
@@ -66,8 +64,8 @@ async def outcomes(
         await workers.aclose()
 
 
-class Workers:
-    """The workers of one run. `take` outcomes, wait for `news`, `stop`, `drain` or `cancel`, then `aclose`."""
+class Workers(Delivery):
+    """The workers of one run, in this process."""
 
     def __init__(
         self,
@@ -79,12 +77,8 @@ class Workers:
         window: int | None = None,
         unwritten: Callable[[], int] | None = None,
     ) -> None:
-        if concurrency < 1:
-            raise ConfigError(f"concurrency must be a whole number of at least 1, not {concurrency!r}")
-        self.concurrency = concurrency
-        self.window = max(window or concurrency * (ORDERED_WINDOW if ordered else 2), concurrency)
-        self._packed = self._room = 0  # rows that share requests, and how many of them are not counted
-        self._unwritten = unwritten  # tells how many rows were taken and not recorded yet
+        super().__init__(concurrency=concurrency, ordered=ordered, window=window, unwritten=unwritten)
+        self._packed = 0  # rows that share requests; `_room` of them are not counted
         self._execute = engine.execute
         self._stats: Stats | None = getattr(engine, "stats", None)
         self._next: Callable[[], Row | None] | None = None
@@ -93,66 +87,36 @@ class Workers:
             self._anext = aiter(rows).__anext__
         else:
             self._next = iter(rows).__next__
-        self._ordered = ordered
-        self._ready: deque[Outcome] = deque()
-        self._held: dict[int, Outcome] = {}  # in order: outcomes whose turn has not come
-        self._turn = 0
-        self._pulled = self._taken = 0
         self._puller: asyncio.Task[Any] | None = None  # the worker that waits for an async row
         self._ended = False
-        self._failure: BaseException | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._under_way: UnderWay | None = getattr(engine, "under_way", None)
         self.out: set[asyncio.Task[Any]] = set()  # whose request is at the provider, or answered and not delivered
         self._draining = False
         self._idle: deque[asyncio.Future[None]] = deque()
-        self._consumer: asyncio.Future[None] | None = None
-        self._loop = asyncio.get_running_loop()
         PACE.__enter__()
         self._closed = False
         self._spawn()
 
     @property
     def finished(self) -> bool:
-        """True when no row is in work and none will be; outcomes may still be there to take."""
         return not self._tasks
 
-    @property
-    def in_work(self) -> int:
-        return self._pulled - self._taken - len(self._ready) - len(self._held)
-
-    def take(self) -> Outcome | None:
-        """Give the next outcome if there is one, and let the workers go on."""
-        if not self._ready:
-            return None
-        self._taken += 1
-        if self._unwritten is None:
-            if self._idle:
-                self._wake()
-            elif self._packed:
-                self._more()
-        return self._ready.popleft()
+    def _taken_one(self) -> None:
+        if self._idle:
+            self._wake()
+        elif self._packed:
+            self._more()
 
     def written_from_thread(self) -> None:
-        """Let workers go on that wait for records; may be called from any thread, and is cheap where none do."""
         if self._idle or self._packed:
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(self._wake_all if self._idle else self._more)
 
     async def news(self) -> None:
-        """Wait until an outcome is ready or all is finished."""
         if self._idle and not self._is_full():
             self._wake()
-        self._consumer = self._loop.create_future()
-        try:
-            await self._consumer
-        finally:
-            self._consumer = None
-
-    def check(self) -> None:
-        """Raise what ended the input early, if anything did."""
-        if self._failure is not None:
-            raise self._failure
+        await super().news()
 
     def stop(self) -> None:
         """Pull no more rows; those in work go on. A pull that waits is cancelled: it may wait for ever."""
@@ -163,16 +127,19 @@ class Workers:
 
     @property
     def in_flight(self) -> int:
-        """Rows whose request is under way; where the engine does not tell, those in work."""
         return len(self.out) if self._under_way is not None else self.in_work
 
     def drain(self) -> None:
-        """Stop, and send nothing more: only rows whose request is under way are waited for, for this one attempt."""
         self.stop()
         if self._under_way is not None and not self._draining:
             self._draining = True
             for task in self._tasks - self.out:
                 task.cancel()
+
+    def fed(self, rows: int) -> None:
+        """An iterator that had nothing has so many rows more."""
+        for _ in range(min(rows, len(self._idle) + self.concurrency + self._room - len(self._tasks))):
+            self._more()
 
     def sent(self, task: asyncio.Task[Any]) -> None:
         self.out.add(task)
@@ -205,7 +172,6 @@ class Workers:
             task.cancel()
 
     async def aclose(self) -> None:
-        """Cancel what is in work and wait until it is gone."""
         if self._closed:
             return
         self._closed = True
@@ -239,11 +205,6 @@ class Workers:
         elif self._packed:
             self._more()
 
-    def _call_consumer(self) -> None:
-        consumer = self._consumer
-        if consumer is not None and not consumer.done():
-            consumer.set_result(None)
-
     def _wake(self) -> None:
         while self._idle:
             waiter = self._idle.popleft()
@@ -254,11 +215,6 @@ class Workers:
     def _wake_all(self) -> None:
         while self._idle:
             self._wake()
-
-    def _is_full(self) -> bool:
-        ahead = self._pulled - self._taken
-        window = self.window + self._room
-        return ahead >= window or (self._unwritten is not None and ahead + self._unwritten() >= window)
 
     async def _work(self) -> None:
         execute, me, pull = self._execute, asyncio.current_task(), self._next
@@ -285,6 +241,11 @@ class Workers:
             if row is None:
                 if not self._ended:
                     await asyncio.sleep(0)
+                continue
+            if row is NOTHING_YET:
+                waiter = self._loop.create_future()
+                self._idle.append(waiter)
+                await waiter
                 continue
             turn = self._pulled
             self._pulled = turn + 1
@@ -324,22 +285,6 @@ class Workers:
             return None
         finally:
             self._puller = None
-
-    def _deliver(self, turn: int, outcome: Outcome) -> None:
-        if not self._ordered:
-            self._ready.append(outcome)
-        elif turn != self._turn:
-            self._held[turn] = outcome
-            return
-        else:
-            self._ready.append(outcome)
-            self._turn += 1
-            while self._held and self._turn in self._held:
-                self._ready.append(self._held.pop(self._turn))
-                self._turn += 1
-        consumer = self._consumer
-        if consumer is not None and not consumer.done():
-            consumer.set_result(None)
 
     def __repr__(self) -> str:
         state = "ended" if self._ended else "running"
