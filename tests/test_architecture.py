@@ -15,7 +15,7 @@ FILES = sorted(SRC.rglob("*.py"))
 ORDERED = {
     0: ["errors", "options", "answers", "schema", "types", "clock", "loop"],
     5: [
-        *("settings", "attachment", "params", "build", "rows", "batch", "embedding", "resources", "client"),
+        *("settings", "attachment", "params", "build", "worker", "rows", "batch", "embedding", "resources", "client"),
         *("sync_resources", "sync"),
     ],
 }

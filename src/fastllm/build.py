@@ -82,6 +82,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     unsupported_params: UnsupportedParams = "adapt"
     routes: Mapping[str, Route] = {}
     embeddings_per_request: int | None = None
+    local: bool = True  # models of this process may be started
 
     def __repr__(self) -> str:
         key = "***" if self.api_key else None
@@ -383,6 +384,8 @@ class _Resolver:
         return self._at(base_url, model, f"{name}/{model}", name, key)
 
     async def _start_local(self, model: str, spec: str) -> Endpoint:
+        if not self._options.local:
+            raise ConfigError(f"{model} is a model of one process: it has no use for worker processes, give workers=1")
         started, self._started = self._started, None
         if started is not None:
             started(self.close)

@@ -14,7 +14,7 @@ from typing import Any, Literal, Never, Self, TypedDict, Unpack, cast
 
 import msgspec
 
-from . import build
+from . import build, worker
 from .build import CacheOption, EngineOptions
 from .embedding import Input, Vectors, rows_of_inputs
 from .engine.engine import Engine
@@ -26,8 +26,10 @@ from .formats.columns import Columns
 from .formats.output import failures_path
 from .formats.remote import Places, local_places
 from .jobs.journal import Durability, journal_path
+from .jobs.outcomes import outcomes
 from .jobs.publish import Order
-from .jobs.runner import DEFAULT_CONCURRENCY, Job, JobResult, outcomes
+from .jobs.runner import DEFAULT_CONCURRENCY, Job, JobResult
+from .jobs.team import Team
 from .options import UNSET, Limits, Retry, Route, Timeout, UnsetType
 from .params import ChatParams, EmbeddingParams
 from .policy.parameters import UnsupportedParams
@@ -59,6 +61,7 @@ class ClientParams(TypedDict, total=False):
     transport: Transport | None
     unknown_price: UnknownPrice
     unsupported_params: UnsupportedParams
+    workers: int
 
 
 class RunParams(TypedDict, total=False):
@@ -96,6 +99,7 @@ class _Made(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """An engine, and what it is good for: one loop of one process, for a variant as long as its origin's `base`."""
 
     engine: Engine
+    team: Team | None
     base: Engine | None
     loop: asyncio.AbstractEventLoop
     pid: int
@@ -130,7 +134,8 @@ class AsyncFastLLM:
     requests together may cost, in USD; `prices` a file with prices of one's own, and `unknown_price` says what becomes
     of a request whose model has none. Inputs that a batch wants embedded share requests, as many as the vendor takes or
     at most `embeddings_per_request`. A parameter that a model refuses is left out or
-    called as it wants it, with a warning; `unsupported_params="refuse"` makes that the request's error.
+    called as it wants it, with a warning; `unsupported_params="refuse"` makes that the request's error. With `workers`,
+    many requests are answered by as many processes, for the sake of more cores.
 
         async with AsyncFastLLM() as client:
             answer = await client.chat.completions.create(
@@ -160,6 +165,7 @@ class AsyncFastLLM:
         transport: Transport | None = None,
         unknown_price: UnknownPrice = "refuse",
         unsupported_params: UnsupportedParams = "adapt",
+        workers: int = 1,
         **unknown: Never,
     ) -> None:
         _refuse(unknown, ClientParams.__annotations__)
@@ -181,6 +187,9 @@ class AsyncFastLLM:
         )
         # The cache is made now, so that a wrong name fails here; two loops of one client then share one cache.
         self._options = msgspec.structs.replace(build.checked(options), cache=build.make_cache(cache))
+        self._size, self._cache = worker.checked_size(workers), cache
+        if self._size > 1:
+            worker.setup_of(self._options, cache)  # what cannot be shared with them is said now
         self._parent: AsyncFastLLM | None = None
         self._same_endpoints = True
         self._made: _Made | None = None
@@ -221,6 +230,7 @@ class AsyncFastLLM:
         if timeout is not UNSET:
             changes["timeout"] = Timeout.of(timeout)
         other._options = build.checked(msgspec.structs.replace(self._options, **changes))
+        other._size, other._cache = self._size, self._cache
         other._parent = self
         return other
 
@@ -240,9 +250,17 @@ class AsyncFastLLM:
             engine = build.engine(self._options)
             if self._counted is not None and self._counted.pid == os.getpid():
                 engine.stats = self._counted.stats
+        team = worker.team(engine, self._options, self._cache, self._size) if self._size > 1 else None
         # Written on the loop's thread only, and in one piece, because `stats` is read from any thread.
-        self._made = _Made(engine=engine, base=base, loop=loop, pid=os.getpid())
+        self._made = _Made(engine=engine, team=team, base=base, loop=loop, pid=os.getpid())
         return engine
+
+    @property
+    def _many(self) -> Engine | Team:
+        """Who answers many requests."""
+        engine = self.engine
+        made = self._made
+        return engine if made is None or made.team is None else made.team
 
     def _let_go(self, made: _Made, loop: asyncio.AbstractEventLoop) -> None:
         """Give up an engine of another process, of a loop that is gone, or whose origin was closed."""
@@ -363,10 +381,10 @@ class AsyncFastLLM:
             format=options.get("input_format"),
         ) as reader:
             job = Job(
-                self.engine,
+                self._many,
                 reader,
                 places.output,
-                concurrency=self._workers,
+                concurrency=self._rows_in_work,
                 base_url=self._options.base_url,
                 overwrite=options.get("overwrite", False),
                 durability=options.get("durability", "normal"),
@@ -380,7 +398,7 @@ class AsyncFastLLM:
             began(job)
             shown = make_progress(
                 options.get("progress", "none"),
-                lambda: with_unseen(self.engine.snapshot(), job.unseen),
+                lambda: with_unseen(self._many.snapshot(), job.unseen),
                 lambda: job.total,
                 already_done=lambda: job.kept,
             )
@@ -399,7 +417,7 @@ class AsyncFastLLM:
     async def _shown(self, rows: Any, total: int | None, kind: Kind) -> AsyncGenerator[Outcome, None]:
         """The outcomes in order, under a display of the progress."""
         unseen: Counter[str] = Counter()  # rows that never reached the engine
-        shown = make_progress(kind, lambda: with_unseen(self.engine.snapshot(), unseen), lambda: total)
+        shown = make_progress(kind, lambda: with_unseen(self._many.snapshot(), unseen), lambda: total)
         shown.start()
         try:
             async with aclosing(self._outcomes(rows, ordered=True)) as found:
@@ -412,13 +430,13 @@ class AsyncFastLLM:
             shown.close()
 
     @property
-    def _workers(self) -> int:
+    def _rows_in_work(self) -> int:
         limits = self._options.limits or Limits()
-        return limits.concurrency or DEFAULT_CONCURRENCY
+        return limits.concurrency or DEFAULT_CONCURRENCY * self._size
 
     async def _outcomes(self, rows: Any, *, ordered: bool) -> AsyncGenerator[Outcome, None]:
         # Closed here, not when it is collected: whoever closes this one finds nothing under way afterwards.
-        found = outcomes(self.engine, rows, concurrency=self._workers, ordered=ordered)
+        found = outcomes(self._many, rows, concurrency=self._rows_in_work, ordered=ordered)
         async with aclosing(cast(AsyncGenerator[Outcome, None], found)):
             async for outcome in found:
                 yield outcome
@@ -431,7 +449,8 @@ class AsyncFastLLM:
         """
         engine = self._engine
         if engine is not None:
-            return engine.snapshot()
+            made = self._made
+            return engine.snapshot() if made is None or made.team is None else made.team.snapshot()
         if self._parent is not None:
             return self._parent.stats
         counted = self._counted
@@ -455,8 +474,10 @@ class AsyncFastLLM:
         if not made.is_ours:
             _LEFT_BEHIND.append(made)
             return
-        self._counted = _Counted(stats=made.engine.stats, at=made.engine.clock.now(), pid=made.pid)
         await made.engine.aclose()
+        if made.team is not None:
+            made.engine.stats.add(made.team.gone)
+        self._counted = _Counted(stats=made.engine.stats, at=made.engine.clock.now(), pid=made.pid)
 
     async def __aenter__(self) -> Self:
         return self

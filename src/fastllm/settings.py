@@ -94,6 +94,7 @@ SETTINGS: dict[str, Setting] = {
             "Inputs to embed that share a request, at most; 1: none. [default: as many as the vendor takes]",
             least=1,
         ),
+        Setting("workers", int, "Processes that answer rows, for the sake of more cores.", 1, least=1),
         Setting("cache", str, "Keep answers and use them again.", "off", ("off", "memory", "disk")),
         Setting("cache_dir", str, "Directory of the disk cache. [default: the user's cache directory]"),
         Setting("ttl", float, "Seconds that a cached answer is good for. [default: until evicted]"),

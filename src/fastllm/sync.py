@@ -315,7 +315,7 @@ def _stop(jobs: list[Job]) -> bool:
 
 def _ahead(client: AsyncFastLLM, times: int) -> int:
     """How many rows may be under way: no fewer than the loop's workers make use of."""
-    return max(WINDOW, times * client._workers)
+    return max(WINDOW, times * client._rows_in_work)
 
 
 class _Feed:

@@ -16,7 +16,8 @@ from fastllm import errors as e
 from fastllm.cache.memory import InMemoryCache
 from fastllm.engine.engine import Engine
 from fastllm.engine.fitting import fitted, fitting
-from fastllm.jobs.workers import Workers, outcomes
+from fastllm.jobs.outcomes import outcomes
+from fastllm.jobs.workers import Workers
 from fastllm.options import Limits, Retry
 from fastllm.policy.budget import Budget
 from fastllm.policy.pricing import Price

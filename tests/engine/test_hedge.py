@@ -14,7 +14,7 @@ from fastllm.cache.memory import InMemoryCache
 from fastllm.engine.engine import Engine
 from fastllm.engine.events import AttemptFailed, RequestDone
 from fastllm.engine.limiter import _Waiter
-from fastllm.jobs.workers import outcomes
+from fastllm.jobs.outcomes import outcomes
 from fastllm.options import Limits, Retry, Timeout
 from fastllm.policy.budget import Budget
 from fastllm.policy.pricing import Price

@@ -17,7 +17,8 @@ from fastllm.cache.memory import InMemoryCache
 from fastllm.engine.engine import Engine
 from fastllm.engine.events import AttemptFailed, Event, RequestDone
 from fastllm.engine.packs import shares_of
-from fastllm.jobs.workers import MOST_PACKED, Workers, outcomes
+from fastllm.jobs.outcomes import outcomes
+from fastllm.jobs.workers import MOST_PACKED, Workers
 from fastllm.options import Limits, Retry
 from fastllm.policy.packing import Packing
 from fastllm.testing.clock import run_virtual

@@ -11,7 +11,7 @@ import pytest
 
 from fastllm import errors as e
 from fastllm.engine.engine import Engine
-from fastllm.jobs.workers import outcomes
+from fastllm.jobs.outcomes import outcomes
 from fastllm.options import Limits, Retry, Timeout
 from fastllm.testing.clock import run_virtual
 from fastllm.types import HTTPRequest, HTTPResponse

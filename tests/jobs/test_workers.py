@@ -13,7 +13,8 @@ import pytest
 
 from fastllm.errors import ConfigError, InvalidRequestError, LLMError, MissingKeyError, RateLimitError
 from fastllm.jobs.collector import PACE, THRESHOLDS
-from fastllm.jobs.workers import Workers, outcomes
+from fastllm.jobs.outcomes import outcomes
+from fastllm.jobs.workers import Workers
 from fastllm.options import Limits
 from fastllm.testing.clock import run_virtual
 from fastllm.types import HTTPRequest, HTTPResponse, Outcome, Request, Response, Row

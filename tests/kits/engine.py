@@ -13,7 +13,7 @@ from fastllm.engine.endpoint import Endpoint
 from fastllm.engine.engine import Engine
 from fastllm.engine.limiter import Limiter
 from fastllm.engine.router import Router
-from fastllm.jobs.workers import outcomes
+from fastllm.jobs.outcomes import outcomes
 from fastllm.options import Limits, Retry, Timeout
 from fastllm.policy.packing import Packing
 from fastllm.providers.openai import OpenAIProvider

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from .. import build, loop
+from .. import build, loop, worker
 from ..build import EngineOptions
 from ..engine.engine import Engine
 from ..engine.stats import Snapshot
@@ -27,6 +27,7 @@ from ..jobs.checks import check_places
 from ..jobs.journal import journal_path
 from ..jobs.publish import NOT_THERE
 from ..jobs.runner import DEFAULT_CONCURRENCY, Job, JobResult, JournalError
+from ..jobs.team import Team
 from ..progress import Kind, Summary, make_progress, show_summary, summary, with_unseen
 from ..providers.vendors import LOCAL
 from ..settings import Settings
@@ -66,6 +67,7 @@ SETTINGS = (
     "unknown_price",
     "unsupported_params",
     "embeddings_per_request",
+    "workers",
     "input_format",
     "output_format",
     "keep",
@@ -212,11 +214,13 @@ async def _run(
     at_once: bool,
 ) -> tuple[JobResult, Summary, int]:
     engine = build.engine(options)
+    size = worker.checked_size(settings["workers"])
+    executes = worker.team(engine, options, options.cache, size) if size > 1 else engine
     try:
         if at_once:
             await engine.router.resolve(settings["model"])
         job = Job(
-            engine,
+            executes,
             reader,
             places.output,
             overwrite=again.overwrite,
@@ -229,14 +233,14 @@ async def _run(
             output_format=settings["output_format"],
             origin=places.origin,
             command=command_to_keep(sys.argv[1:]),
-            concurrency=min(engine.concurrency or DEFAULT_CONCURRENCY, settings["concurrency"] or DEFAULT_CONCURRENCY),
+            concurrency=_rows_in_work(executes.concurrency, settings["concurrency"], size),
             grace=GRACE,
         )
         await job.open()
         interrupts = _Interrupts(job)
         if reader.count_hint != 1 and not job.nothing_to_do and _asks_the_same(settings):
             say("fastllm: warning: --prompt names no column, such as {prompt}: every row asks the same")
-        result, found = await _watched(engine, job, settings["progress"])
+        result, found = await _watched(executes, job, settings["progress"])
         for complaint in job.complaints:
             say(f"fastllm: error: {places.shown}: {complaint}")
         if job.bad > len(job.complaints):
@@ -248,7 +252,12 @@ async def _run(
         await engine.aclose()
 
 
-async def _watched(engine: Engine, job: Job, kind: Kind) -> tuple[JobResult, Summary]:
+def _rows_in_work(ceiling: int | None, concurrency: int | None, size: int) -> int:
+    most = DEFAULT_CONCURRENCY * size
+    return min(ceiling or most, concurrency or most)
+
+
+async def _watched(engine: Engine | Team, job: Job, kind: Kind) -> tuple[JobResult, Summary]:
     """Run the job under a progress display; give its result and the summary."""
 
     def snapshot() -> Snapshot:

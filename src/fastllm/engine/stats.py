@@ -71,6 +71,14 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
         return self.cached / answers if answers else None
 
 
+class Tally(msgspec.Struct, array_like=True):
+    """All counters of one Stats, to be added to another's: in another process, say."""
+
+    counts: dict[str, int] = {}
+    errors: dict[str, int] = {}
+    histogram: dict[int, int] = {}
+
+
 class Stats:
     """Counts what an engine does. Only the engine writes; reading needs no lock on one loop."""
 
@@ -166,6 +174,21 @@ class Stats:
         if not self.errors[name]:
             del self.errors[name]
 
+    def tally(self) -> Tally:
+        """Give all counters as plain values."""
+        counts = {name: getattr(self, name) for name in _COUNTED}
+        histogram = {bucket: count for bucket, count in enumerate(self._histogram) if count}
+        return Tally(counts, dict(self.errors), histogram)
+
+    def add(self, tally: Tally) -> None:
+        """Count what another has counted, too."""
+        for name, count in tally.counts.items():
+            setattr(self, name, getattr(self, name) + count)
+        for name, count in tally.errors.items():
+            self.errors[name] = self.errors.get(name, 0) + count
+        for bucket, count in tally.histogram.items():
+            self._histogram[bucket] += count
+
     def percentiles(self, shares: Sequence[float]) -> list[float | None]:
         """Give the latencies below which these shares of answers lie, within 1 %; None before the first answer."""
         total = sum(self._histogram)
@@ -232,6 +255,9 @@ class Stats:
             f"<Stats {self.ok} ok, {self.failed} failed, {self.cached} cached, {self.attempts} attempts, "
             f"{self.in_flight} in flight>"
         )
+
+
+_COUNTED = tuple(name for name in Stats.__slots__ if name not in ("_histogram", "errors", "started"))
 
 
 def snapshot_of(stats: Stats, endpoints: Sequence[Endpoint], now: float, wall: float) -> Snapshot:

@@ -59,6 +59,10 @@ class Delivery(ABC):
         """Stop, and send nothing more: only rows whose request is under way are waited for, for this one attempt."""
 
     @abstractmethod
+    def cancel(self) -> None:
+        """Give up the rows in work; they get no outcome."""
+
+    @abstractmethod
     async def aclose(self) -> None:
         """Cancel what is in work and wait until it is gone."""
 

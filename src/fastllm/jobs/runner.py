@@ -24,14 +24,16 @@ from ..formats.output import failures_path
 from ..types import Outcome, Row, _without_secrets
 from .ahead import Ahead
 from .checks import check_job
+from .delivery import Delivery
 from .entry import entry_of
 from .frames import FAILED, OK
 from .journal import Durability, Identity, Journal, JournalError, journal_path
 from .manifest import Ledger
 from .mounts import shared_filesystem
+from .outcomes import delivery, outcomes
 from .publish import ORDERS, GivenUpError, Order, Shape, publish
 from .result import JobResult
-from .workers import Executes, Workers, outcomes
+from .workers import Executes
 
 __all__ = ["Executes", "Job", "JobResult", "JournalError", "outcomes", "run_job"]
 
@@ -103,7 +105,7 @@ class Job:
         self.passed = self.changed = 0  # rows not to be asked now (see retry_failed); rows changed, but kept by force
         self._began = 0.0
         self._journal: Journal | None = None
-        self._workers: Workers | None = None
+        self._workers: Delivery | None = None
         self._under_way: dict[int, Row] = {}
         self._read = 0
         self._all_read = False
@@ -317,7 +319,7 @@ class Job:
         ahead = Ahead(self._reader, pipe.interrupt) if pipe is not None else None
         rows = self._rows(journal) if ahead is None else self._rows_of(ahead, journal)
         concurrency = self._concurrency
-        workers = Workers(
+        workers = delivery(
             *(self._engine, rows), concurrency=concurrency, window=concurrency, unwritten=lambda: journal.unwritten
         )
         journal.when_written(workers.written_from_thread)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from typing import Any, Protocol
 
 from ..engine.fitting import fitting
@@ -37,31 +37,6 @@ class Executes(Protocol):
 
 
 Rows = Iterable[Row | None] | AsyncIterable[Row | None]
-
-
-async def outcomes(
-    engine: Executes, rows: Rows, *, concurrency: int, ordered: bool = False, window: int | None = None
-) -> AsyncIterator[Outcome]:
-    """Give an Outcome for each row, as they finish or in the order of the rows.
-
-    A plain iterable is pulled on the loop: one that blocks, blocks the loop; an async one may wait. If it raises, the
-    rows already in work are delivered first, then its exception is raised here. An LLMError is an Outcome, and so is a
-    ConfigError (as the cause of an InvalidRequestError); any other exception of `execute` is a bug and is raised.
-    `window` bounds the rows pulled and not yet consumed. Closing the generator cancels what is in work.
-    """
-    workers = Workers(engine, rows, concurrency=concurrency, ordered=ordered, window=window)
-    try:
-        while True:
-            outcome = workers.take()
-            if outcome is None:
-                if workers.finished:
-                    break
-                await workers.news()
-                continue
-            yield outcome
-        workers.check()
-    finally:
-        await workers.aclose()
 
 
 class Workers(Delivery):
@@ -166,7 +141,6 @@ class Workers(Delivery):
             task.cancel()  # at its next wait, which a final error does not have
 
     def cancel(self) -> None:
-        """Give up the rows in work; they get no outcome."""
         self.stop()
         for task in self._tasks:
             task.cancel()
@@ -252,7 +226,7 @@ class Workers(Delivery):
             self._more()
             request = row.request
             if request is None:
-                outcome = Outcome(index=row.index, custom_id=row.custom_id, error=row.error or _empty(row))
+                outcome = Outcome(index=row.index, custom_id=row.custom_id, error=row.error or empty(row))
             else:
                 try:
                     response = await (execute(request) if request.schema is None else self._fitting(request))
@@ -299,5 +273,6 @@ def _misfit(error: ConfigError) -> LLMError:
     return wrapped
 
 
-def _empty(row: Row) -> LLMError:
+def empty(row: Row) -> LLMError:
+    """Give the error of a row that is none."""
     return InvalidRequestError(f"row {row.index} holds neither a request nor an error", sent=False)

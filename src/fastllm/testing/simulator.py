@@ -25,7 +25,7 @@ import msgspec
 from ..build import EngineOptions, engine
 from ..clock import Clock
 from ..errors import APIConnectionError, APITimeoutError, StoppedError
-from ..jobs.workers import outcomes
+from ..jobs.outcomes import outcomes
 from ..options import Timeout
 from ..transport.base import HTTPStream, Transport
 from ..types import HTTPRequest, HTTPResponse, Request, Row
