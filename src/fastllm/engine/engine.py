@@ -118,7 +118,7 @@ class Engine:
         call = self._call(request)
         try:
             with call.deadline:
-                endpoint = call.endpoint = self.router.pick(request.model) or await self._resolve(call)
+                endpoint = call.endpoint = self.router.known.get(request.model) or await self._resolve(call)
                 if self.cache is None:
                     response: Response = await self._attempts(call, endpoint, self._send)
                 else:
@@ -141,7 +141,7 @@ class Engine:
         call = self._call(request)
         try:
             with call.deadline:
-                endpoint = call.endpoint = self.router.pick(request.model) or await self._resolve(call)
+                endpoint = call.endpoint = self.router.known.get(request.model) or await self._resolve(call)
                 if self.cache is not None:
                     text, key = address(request, call.place or endpoint)
                     hit = await self.cache.get(key, text)
@@ -479,15 +479,16 @@ class Engine:
         endpoint.ended(permit, error)
 
     def _read(self, request: Request, endpoint: Endpoint, permit: Permit, answer: HTTPResponse) -> Response:
-        """Learn from the answer's head and decode its body."""
-        hints = read_hints(answer.headers, self.clock.time(), endpoint.limit_names)
+        """Decode the answer, and learn from its head where that may be news."""
         try:
             response = endpoint.provider.decode(request, answer)
         except LLMError as error:
+            hints = read_hints(answer.headers, self.clock.time(), endpoint.limit_names)
             self._learn(endpoint, permit, error, hints, answer.body)
             raise
-        if hints is not NOTHING:
-            endpoint.limiter.heard(permit, hints)
+        limiter = endpoint.limiter
+        if self.clock.now() >= limiter.news_at:
+            limiter.heard(permit, read_hints(answer.headers, self.clock.time(), endpoint.limit_names))
         return response
 
     def _learn(self, endpoint: Endpoint, permit: Permit, error: LLMError, hints: Hints, body: bytes) -> None:

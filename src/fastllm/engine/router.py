@@ -177,7 +177,7 @@ class Router:
 
     def __init__(self, resolve: Resolve, routes: Mapping[str, Route] = NO_ROUTES, find: Find | None = None) -> None:
         self._resolve = resolve
-        self._by_model: dict[str, Endpoint] = {}
+        self.known: dict[str, Endpoint] = {}  # by their models; a route's name is none of them
         self._by_place: dict[tuple[str, str, str, bytes], Endpoint] = {}
         self._resolving: dict[str, asyncio.Future[Endpoint]] = {}
         self._routes: dict[str, Tiers] = {}
@@ -187,7 +187,7 @@ class Router:
 
     def pick(self, model: str) -> Endpoint | None:
         """Give the model's endpoint if it is known; otherwise await `resolve`. A route's name has none of its own."""
-        return self._by_model.get(model)
+        return self.known.get(model)
 
     def route(self, model: str) -> Tiers | None:
         """Give the route of that name."""
@@ -208,7 +208,7 @@ class Router:
 
     async def _member(self, upstream: Upstream) -> Endpoint:
         if upstream == Upstream(model=upstream.model, weight=upstream.weight):
-            return self._by_model.get(upstream.model) or await self.resolve(upstream.model)
+            return self.known.get(upstream.model) or await self.resolve(upstream.model)
         return self._placed(await self._find_upstream(upstream))
 
     def _placed(self, made: Endpoint) -> Endpoint:
@@ -219,7 +219,7 @@ class Router:
     def _resolved(self, model: str, future: asyncio.Future[Endpoint]) -> None:
         del self._resolving[model]
         if not future.cancelled() and future.exception() is None and model not in self._routes:
-            self._by_model[model] = future.result()
+            self.known[model] = future.result()
 
     @property
     def endpoints(self) -> list[Endpoint]:
