@@ -299,9 +299,9 @@ class Engine:
                     endpoint.retries.skip()
                     self._missed(call, endpoint, error, 0.0)
                     continue
-                if endpoint.adapts(sent, error):
-                    sent = endpoint.adapted(request)
-                    http = endpoint.provider.encode(sent, endpoint.target)
+                again = call.adapt(endpoint, sent, error)
+                if again is not None:
+                    sent, http = again, endpoint.provider.encode(again, endpoint.target)
                     self._missed(call, endpoint, error, 0.0)
                     continue
                 patient = request.priority > 0 and self.retry.patient and endpoint.patient(error)
