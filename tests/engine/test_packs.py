@@ -150,6 +150,38 @@ def test_one_bad_input_costs_the_others_nothing_and_no_cap_is_learnt_from_it() -
     run_virtual(main)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "This model's maximum context length is 8192 tokens, however you requested 10001 tokens (10001 in your prompt; "
+        "0 for the completion). Please reduce your prompt; or completion length.",
+        "Invalid 'input[50]': maximum input length is 8192 tokens.",
+        "Input validation error: `inputs` must have less than 8192 tokens. Given: 10001",
+    ],
+)
+def test_one_input_that_is_too_long_fails_alone_and_the_others_go_on_in_full_packs(words: str) -> None:
+    texts = [f"text {i} " + "word " * 200 for i in range(1000)]
+    long = "x" * 40_000
+
+    async def main() -> None:
+        vendor = Vendor()
+
+        def choosy(http: HTTPRequest) -> HTTPResponse:
+            return said(400, words) if long.encode() in http.body else vendor(http)
+
+        engine = make_engine(choosy, packing=Packing(2048, 300_000))
+        engine.pack()
+        given = [*texts[:50], long, *texts[50:100]]
+        check(await embed(engine, given, 2000), given, [long])
+        vendor.sizes.clear()
+        check(await embed(engine, texts, 2000), texts)
+        assert len(vendor.sizes) <= 4 and min(vendor.sizes) > 200  # by the tokens that this vendor counts
+        packing = engine.router.endpoints[0].packing
+        assert (packing.inputs, packing.tokens) == (2048, 300_000)
+
+    run_virtual(main)
+
+
 @pytest.mark.parametrize(("words", "most_refused"), [("at most 32 inputs", 2), ("too many", 7)])
 def test_the_cap_is_learnt_once(words: str, most_refused: int) -> None:
     texts = [f"t{i}" for i in range(2000)]
