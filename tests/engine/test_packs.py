@@ -299,6 +299,36 @@ def test_inputs_that_nobody_waits_for_take_their_request_along() -> None:
     run_virtual(main)
 
 
+def test_a_part_that_nobody_waits_for_any_more_is_given_up_though_another_part_goes_on() -> None:
+    async def main() -> None:
+        given_up = []
+        vendor = Vendor(most=2)
+
+        async def slow(http: HTTPRequest) -> HTTPResponse:
+            found = vendor(http)
+            if found.status == 200:
+                try:
+                    await asyncio.sleep(100 if b'"c"' in http.body else 10)
+                except asyncio.CancelledError:
+                    given_up.append(http)
+                    raise
+            return found
+
+        engine = packing_engine(slow)
+        tasks = [asyncio.create_task(engine.execute(embedding(text))) for text in "abcd"]
+        await asyncio.sleep(5)
+        for task in tasks[2:]:
+            task.cancel()
+        await asyncio.sleep(1)
+        assert len(given_up) == 1
+        assert engine.stats.in_flight == 1
+        for task, text in zip(tasks[:2], "ab", strict=True):
+            assert (await task).data[0].embedding == vector(text)
+        assert engine.stats.in_flight == 0
+
+    run_virtual(main)
+
+
 def test_one_who_leaves_before_the_pack_does_is_not_sent() -> None:
     async def main() -> None:
         vendor = Vendor()

@@ -168,6 +168,7 @@ class _Pack(Crew):
         self._request = request
         self._others = others
         self._task: asyncio.Task[Any] | None = None
+        self._running: dict[asyncio.Task[None], Sequence[Item]] = {}  # the pack, and its parts
         self.items: list[Item] = []
         self.tokens = 0.0
 
@@ -185,12 +186,13 @@ class _Pack(Crew):
             self._engine.under_way.failed(item.task)
 
     def drop(self, item: Item) -> None:
-        """Nobody waits for this one any more; the last one takes the request along."""
+        """Nobody waits for this one any more; the last one takes its request along."""
         if self._task is None:
             self.items.remove(item)
             self.tokens -= item.tokens
-        elif all(found.future.done() for found in self.items):
-            self._task.cancel()
+        for task, items in list(self._running.items()):
+            if item in items and all(found.future.done() for found in items):
+                task.cancel()
 
     def go(self) -> None:
         """Send the request, in a task of its own."""
@@ -201,9 +203,14 @@ class _Pack(Crew):
 
     def _begin(self, items: Sequence[Item]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(self._run(items), name="fastllm-pack")
+        self._running[task] = items
         self._engine.under_way.enrol(task, self)
-        task.add_done_callback(self._engine.under_way.leave)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        del self._running[task]
+        self._engine.under_way.leave(task)
 
     def _gone(self, task: asyncio.Task[Any]) -> None:
         error = None if task.cancelled() else task.exception()
@@ -272,7 +279,10 @@ class _Pack(Crew):
 
     async def _parts(self, items: Sequence[Item], sizes: Sequence[int]) -> None:
         ends = list(accumulate(sizes))
-        await asyncio.gather(*[self._begin(items[end - size : end]) for end, size in zip(ends, sizes, strict=True)])
+        parts = [self._begin(items[end - size : end]) for end, size in zip(ends, sizes, strict=True)]
+        for found in await asyncio.gather(*parts, return_exceptions=True):
+            if found is not None and not isinstance(found, asyncio.CancelledError):  # given up: nobody waited
+                raise found
 
     def _fail(self, items: Sequence[Item], error: LLMError) -> None:
         for item in items:
