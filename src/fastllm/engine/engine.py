@@ -16,13 +16,7 @@ from msgspec import UNSET
 
 from ..cache.base import Cache
 from ..clock import Clock, Deadline
-from ..errors import (
-    APIStatusError,
-    LLMError,
-    RateLimitError,
-    StoppedError,
-    let_go,
-)
+from ..errors import APIStatusError, LLMError, RateLimitError, StoppedError, let_go
 from ..options import Retry, Timeout
 from ..policy import backoff
 from ..policy.budget import Budget
@@ -111,16 +105,22 @@ class Engine:
         plain = self.with_options()
         plain.cache = None  # each input's answer is kept by itself
         plain.observers = tuple(partial(attempts_only, observer) for observer in self.observers)
-        self.packs = Packs(plain)
+        self.packs = Packs(plain, self.cache)
 
     async def execute(self, request: Request) -> Response:
         """Get the answer to one request, or raise one LLMError. ConfigError where the model cannot be routed."""
-        call = self._call(request)
+        return await self.answer(self.call(request))
+
+    async def answer(self, call: Call, look: Look[Response] | None = None) -> Response:
+        """Do so for a call that its maker goes on looking at; without a cache, `look` is asked before each fallback."""
+        request = call.request
+        if self.packs is not None and request.path == EMBEDDINGS:
+            call.shared = split(request)
         try:
             with call.deadline:
                 endpoint = call.endpoint = self.router.known.get(request.model) or await self._resolve(call)
                 if self.cache is None:
-                    response: Response = await self._attempts(call, endpoint, self._send)
+                    response: Response = await self._attempts(call, endpoint, self._send, look)
                 else:
                     response = await self._share(call, endpoint, self.cache)
         except LLMError as error:
@@ -138,7 +138,7 @@ class Engine:
 
     async def stream(self, request: Request) -> Stream:
         """Open a streamed answer: returns once its first chunk is there; retries happen only before that."""
-        call = self._call(request)
+        call = self.call(request)
         try:
             with call.deadline:
                 endpoint = call.endpoint = self.router.known.get(request.model) or await self._resolve(call)
@@ -160,7 +160,8 @@ class Engine:
             raise self._failed(call, too_late(call)) from call.last
         return stream
 
-    def _call(self, request: Request) -> Call:
+    def call(self, request: Request) -> Call:
+        """Begin a request: its time runs from now on."""
         timeout = self.timeout if request.timeout is UNSET else Timeout.of(request.timeout)
         return Call(request, timeout, self.clock.deadline(timeout.total), self.clock.now())
 
@@ -244,13 +245,11 @@ class Engine:
         call: Call,
         endpoint: Endpoint,
         once: Attempt[A],
-        look: Callable[[Tier], Awaitable[A | None]] | None = None,
+        look: Look[A] | None = None,
     ) -> Awaitable[A]:
         """Step 3; on a route at one endpoint after another, where `look` finds what a fallback has answered before."""
-        if self.packs is not None and call.request.path == EMBEDDINGS and once == self._send:
-            shared = split(call.request)
-            if shared is not None:
-                return self.packs.join(call, endpoint, shared)
+        if call.shared is not None and self.packs is not None:
+            return self.packs.join(call, endpoint, call.shared)  # type: ignore[return-value]  # a whole answer
         if call.way is None:
             return self._repeat(call, endpoint, once)
         return call.way.travel(endpoint, lambda other: self._repeat(call, other, once), look)
@@ -299,9 +298,9 @@ class Engine:
                     endpoint.retries.skip()
                     self._missed(call, endpoint, error, 0.0)
                     continue
-                if endpoint.adapts(sent, error):
-                    sent = endpoint.adapted(request)
-                    http = endpoint.provider.encode(sent, endpoint.target)
+                again = call.adapt(endpoint, sent, error)
+                if again is not None:
+                    sent, http = again, endpoint.provider.encode(again, endpoint.target)
                     self._missed(call, endpoint, error, 0.0)
                     continue
                 patient = request.priority > 0 and self.retry.patient and endpoint.patient(error)

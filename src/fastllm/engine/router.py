@@ -151,7 +151,7 @@ class Tiers:
             ends = await asyncio.gather(*map(self._find, wanted))
             members: dict[Endpoint, Member] = {}
             for endpoint, upstream in zip(ends, wanted, strict=True):
-                members.setdefault(endpoint, Member(endpoint, upstream.weight))
+                members.setdefault(endpoint, Member(endpoint, 0.0)).weight += upstream.weight
             made = Tier(self.name, list(members.values()), self.route.choose, sticky=self.route.sticky)
             found = self._tiers[index] = self._tiers[index] or made
         return found
