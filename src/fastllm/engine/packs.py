@@ -32,7 +32,7 @@ from ..errors import (
     RateLimitError,
 )
 from ..policy.packing import Packing
-from ..providers.vectors import is_one, vectors_of
+from ..providers.vectors import Vector, is_one, vectors_of
 from ..types import EMBEDDINGS, Request, Response
 from .call import Call
 from .endpoint import Endpoint
@@ -218,7 +218,13 @@ class _Pack(Crew):
             if not told and before == (self._packing.inputs, self._packing.tokens):
                 self._learn(items, sizes[0], error)
             return
-        self._deal(items, response)
+        try:
+            vectors = vectors_of(response.body, count)
+        except ValueError as wrong:  # a Provider of somebody else's that does not look at them
+            text = f"status {response.status_code}, but the answer {wrong}"
+            self._fail(items, ProtocolError(text, status_code=response.status_code, code="not_an_answer"))
+            return
+        self._deal(items, response, vectors)
 
     async def _parts(self, items: Sequence[Item], sizes: Sequence[int]) -> None:
         ends = list(accumulate(sizes))
@@ -250,9 +256,8 @@ class _Pack(Crew):
             priority=first.priority,
         )
 
-    def _deal(self, items: Sequence[Item], response: Response) -> None:
+    def _deal(self, items: Sequence[Item], response: Response, vectors: Sequence[Vector]) -> None:
         """Give each input its vector, and its part of usage and cost."""
-        vectors = vectors_of(response.body, len(items))  # which the decoder has looked at
         shares = shares_of(items, response.usage)
         sum_ = sum(item.tokens for item in items)
         model = msgspec.json.encode(response.model)
