@@ -208,7 +208,12 @@ def _decode_any(body: bytes) -> Any:
     try:
         return msgspec.json.decode(body)
     except msgspec.ValidationError:
-        return json.loads(body)  # a number beyond every float, which is no number at all to msgspec
+        # A number beyond every float, which is no number at all to msgspec.
+        return json.loads(body, parse_constant=_no_number)
+
+
+def _no_number(text: str) -> Any:
+    raise msgspec.DecodeError(f"JSON has no {text}")
 
 
 def lenient(value: Any, kind: Any) -> Any:
