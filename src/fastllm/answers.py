@@ -75,18 +75,30 @@ class FunctionCall(msgspec.Struct):
     arguments: str | None = None
 
 
+class CustomCall(msgspec.Struct):
+    """A custom tool the model wants called; `input` is free text."""
+
+    name: str | None = None
+    input: str | None = None
+
+
 class ToolCall(msgspec.Struct):
-    """One tool call, whole or (in a stream) a piece of the call at `index`."""
+    """One tool call, whole or (in a stream) a piece of the call at `index`. `extra_content` is what the provider wants
+    to see again with it: Gemini's thought signature."""
 
     id: str | None = None
     type: str | None = None
     index: int | None = None
     function: FunctionCall | None = None
+    custom: CustomCall | None = None
+    extra_content: Any = None
 
 
 class Message(msgspec.Struct):
     """An assistant's message, whole or (in a stream) what one chunk adds to it. `parsed` is its content as a schema
-    reads it, where one was asked for."""
+    reads it, where one was asked for. What providers want to see again when the message is part of the next request
+    (signatures of thoughts, blocks that chat has no word for) is kept in `content_blocks` (Anthropic), `content_parts`
+    (Gemini), `reasoning_details` (OpenRouter), `thinking_blocks` and `extra_content`."""
 
     role: str | None = None
     content: Any = None
@@ -97,6 +109,12 @@ class Message(msgspec.Struct):
     function_call: FunctionCall | None = None
     annotations: Any = None
     audio: Any = None
+    images: Any = None
+    content_blocks: Any = None
+    content_parts: Any = None
+    reasoning_details: Any = None
+    thinking_blocks: Any = None
+    extra_content: Any = None
     parsed: Any = None
 
 
