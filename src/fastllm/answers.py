@@ -129,6 +129,20 @@ class Choice(msgspec.Struct):
     logprobs: Any = None
 
 
+class DeltaCall(ToolCall, forbid_unknown_fields=True):
+    """A piece of a tool call that has no field beside these."""
+
+
+class Delta(Message, forbid_unknown_fields=True):
+    """What a chunk adds to a message, where it has no field beside these: so unknown ones are noticed at no cost."""
+
+    tool_calls: list[DeltaCall] | None = None  # type: ignore[assignment]
+
+
+class _StreamChoice(Choice):
+    delta: Delta = msgspec.field(default_factory=Delta)
+
+
 class Embedding(msgspec.Struct):
     """One input's vector: floats, or base64 text of little-endian float32 where that was asked for."""
 
@@ -201,7 +215,12 @@ class Payload(msgspec.Struct):
         return self.delta if isinstance(self.delta, str) and self.type == "response.output_text.delta" else ""
 
 
+class _StreamPayload(Payload):
+    choices: list[_StreamChoice] | None = None  # type: ignore[assignment]
+
+
 _payload = msgspec.json.Decoder(Payload)
+_stream_payload = msgspec.json.Decoder(_StreamPayload).decode
 _object = msgspec.json.Decoder(dict[str, Any]).decode
 
 
@@ -212,6 +231,14 @@ def decode_payload(body: bytes) -> Payload:
     except msgspec.ValidationError:
         payload = lenient(_decode_any(body), Payload)
         return payload if payload is not None else Payload()
+
+
+def decode_event(data: bytes) -> tuple[Payload, bool]:
+    """Read an event of a stream, and tell whether it may have fields that are lost in what is given."""
+    try:
+        return _stream_payload(data), False
+    except msgspec.ValidationError:
+        return decode_payload(data), True
 
 
 def decode_object(body: bytes) -> dict[str, Any]:
