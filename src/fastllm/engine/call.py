@@ -76,16 +76,13 @@ class Call(msgspec.Struct, eq=False):
         self.tried = [*self.tried, tried]
         error.history = tuple(self.tried)
 
-    def adapt(self, endpoint: Endpoint, sent: Request, error: LLMError) -> Request | None:
-        """Learn from a refusal of what was sent. Gives the request as it is worth sending again at once: never the same
-        one, and not for ever."""
+    def adapt(self, endpoint: Endpoint, sent: Request, error: LLMError) -> bool:
+        """Learn from a refusal of what was sent; True if the request, as it goes out now, is worth sending again at
+        once: never the same one, and not for ever."""
         if self.adapted >= MOST_ADAPTED or not endpoint.adapts(sent, error):
-            return None
-        again = endpoint.adapted(self.request)
-        if again.body == sent.body:
-            return None
+            return False
         self.adapted += 1
-        return again
+        return endpoint.adapted(self.request).body != sent.body
 
     def excuse(self, now: float) -> float:
         """From here to `hold` the time of a batch request does not count. Gives `now`."""

@@ -24,7 +24,7 @@ from ..policy.headers import NOTHING, Hints, body_hints, read_hints
 from ..policy.tokens import Estimate
 from ..transport.base import HTTPStream, Transport
 from ..types import EMBEDDINGS, HTTPRequest, HTTPResponse, Request, Response
-from . import parking
+from . import codec, parking
 from .call import Call, in_time, too_late
 from .endpoint import Endpoint
 from .events import AttemptFailed, Event, Observer, RequestDone, attempts_only
@@ -149,7 +149,7 @@ class Engine:
                         self.stats.cached += 1
                         self.stats.ok += 1
                         self._done(request, hit, None, call.began)
-                        return replayed(hit, endpoint.provider.replay(hit, request))
+                        return replayed(hit, codec.replayed(endpoint, request, hit))
                 stream: Stream = await self._attempts(call, endpoint, self._open)
         except LLMError as error:
             self._failed(call, error)
@@ -265,8 +265,7 @@ class Engine:
     async def _repeat(self, call: Call, endpoint: Endpoint, attempt_once: Attempt[A]) -> A:
         """Step 3: attempt until there is an answer, a final error, or no time left."""
         request = call.request
-        sent = endpoint.adapted(request)
-        http = endpoint.provider.encode(sent, endpoint.target)
+        sent, http = codec.encoded(endpoint, request)
         estimate = endpoint.estimator.estimate(request)
         while True:
             permit = endpoint.limiter.try_acquire(estimate, request.priority)
@@ -298,9 +297,8 @@ class Engine:
                     endpoint.retries.skip()
                     self._missed(call, endpoint, error, 0.0)
                     continue
-                again = call.adapt(endpoint, sent, error)
-                if again is not None:
-                    sent, http = again, endpoint.provider.encode(again, endpoint.target)
+                if call.adapt(endpoint, sent, error):
+                    sent, http = codec.encoded(endpoint, request)
                     self._missed(call, endpoint, error, 0.0)
                     continue
                 patient = request.priority > 0 and self.retry.patient and endpoint.patient(error)
@@ -456,7 +454,7 @@ class Engine:
                 text, key = address(request, call.place or endpoint)
                 await self.cache.put(key, text, response)
 
-        decoder = endpoint.provider.decoder(request)
+        decoder = codec.begun(endpoint, request)
         stream = Stream(
             source, decoder, deadline=deadline, ended=ended, keep=keep, timeout=call.timeout, now=self.clock.now
         )
@@ -480,7 +478,7 @@ class Engine:
     def _read(self, request: Request, endpoint: Endpoint, permit: Permit, answer: HTTPResponse) -> Response:
         """Decode the answer, and learn from its head where that may be news."""
         try:
-            response = endpoint.provider.decode(request, answer)
+            response = codec.decoded(endpoint, request, answer)
         except LLMError as error:
             hints = read_hints(answer.headers, self.clock.time(), endpoint.limit_names)
             self._learn(endpoint, permit, error, hints, answer.body)

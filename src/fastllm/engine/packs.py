@@ -38,7 +38,7 @@ from ..errors import (
     RateLimitError,
 )
 from ..policy.packing import Packing
-from ..providers.vectors import is_one, vectors_of
+from ..providers.vectors import Vector, is_one, vectors_of
 from ..types import EMBEDDINGS, Request, Response
 from .call import Call, Split
 from .endpoint import Endpoint
@@ -241,7 +241,14 @@ class _Pack(Crew):
             else:
                 await self._refused(items, packing, error)
             return
-        self._deal(items, response, call.place)
+        try:
+            vectors = vectors_of(response.body, len(items)) if items else []  # none: all had been answered before
+        except ValueError as wrong:  # a Provider of somebody else's that does not look at them
+            text = f"status {response.status_code}, but the answer {wrong}"
+            self._fail(items, ProtocolError(text, status_code=response.status_code, code="not_an_answer"))
+            return
+        if items:
+            self._deal(items, response, vectors, call.place)
 
     async def _before(self, call: Call, items: list[Item], place: Tier) -> Response | None:
         """Before a fallback is asked: give what it has answered before, the last one if that is all of them, and see
@@ -305,11 +312,8 @@ class _Pack(Crew):
             priority=first.priority,
         )
 
-    def _deal(self, items: Sequence[Item], response: Response, place: Tier | None) -> None:
+    def _deal(self, items: Sequence[Item], response: Response, vectors: Sequence[Vector], place: Tier | None) -> None:
         """Give each input its vector, and its part of usage and cost."""
-        if not items:
-            return  # all had been answered before
-        vectors = vectors_of(response.body, len(items))  # which the decoder has looked at
         shares = shares_of(items, response.usage)
         sum_ = sum(item.tokens for item in items)
         model = msgspec.json.encode(response.model)
