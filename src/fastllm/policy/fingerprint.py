@@ -106,9 +106,11 @@ def _versions(headers: Headers) -> dict[str, str]:
 
 def _rest(request: Request) -> bytes:
     """The canonical JSON behind the body."""
-    if request.sample == 0 and request.headers is NO_HEADERS and request.path in _USUAL_RESTS:
+    if not request.namespace and request.sample == 0 and request.headers is NO_HEADERS and request.path in _USUAL_RESTS:
         return _USUAL_RESTS[request.path]
     rest: dict[str, Any] = {"path": request.path, "sample": request.sample, "v": VERSION}
+    if request.namespace:
+        rest["namespace"] = request.namespace
     versions = _versions(request.headers)
     if versions:
         rest["headers"] = versions
