@@ -26,7 +26,9 @@ COMPLETIONS = "/completions"
 EMBEDDINGS = "/embeddings"
 RESPONSES = "/responses"
 MODERATIONS = "/moderations"
+MESSAGES = "/messages"  # Anthropic's, whose requests and answers keep their own shape
 PATHS = frozenset({CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, MODERATIONS})
+_OPERATIONS = PATHS | {MESSAGES}
 
 Schemas = Literal["json_schema", "json_object", "none"]
 
@@ -177,7 +179,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def from_body(cls, body: bytes, *, path: str = CHAT, model: str = "", **more: Any) -> Request:
         """Read what routing needs from a JSON body; `model` overrides the body's. InvalidRequestError if bad."""
-        if path not in PATHS:
+        if path not in _OPERATIONS:
             raise InvalidRequestError(f"url {path!r} is not one of {', '.join(sorted(PATHS))}", sent=False)
         try:
             head = _head.decode(body)

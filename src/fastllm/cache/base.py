@@ -13,7 +13,7 @@ import msgspec
 
 from ..errors import ConfigError
 from ..options import CachePolicy
-from ..types import CHAT, COMPLETIONS, RESPONSES, Response
+from ..types import CHAT, COMPLETIONS, MESSAGES, RESPONSES, Response
 from .codec import LARGE, LARGEST, Entry, pack, unpack
 
 logger = logging.getLogger("fastllm")
@@ -25,6 +25,7 @@ _WHOLE_OF: dict[str, frozenset[str | None]] = {
     CHAT: WHOLE,
     COMPLETIONS: WHOLE,
     RESPONSES: WHOLE | {"completed"},
+    MESSAGES: WHOLE,
 }
 _WHOLE_ELSE: frozenset[str | None] = WHOLE | {None, "completed"}
 SKEW = 300.0  # seconds by which clocks that share a store may differ

@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import msgspec
 
 from ..errors import ConfigError, InvalidRequestError
-from ..types import NO_HEADERS, PATHS, RESPONSES, Headers, Request
+from ..types import MESSAGES, NO_HEADERS, PATHS, RESPONSES, Headers, Request
 
 VERSION = 2
 
@@ -38,7 +38,7 @@ SECRET_PARAMETERS = frozenset({"key", "api_key", "api-key", "apikey", "access_to
 _decode = msgspec.json.Decoder().decode  # dict[str, Any] costs 0.4 µs more
 _encode = msgspec.json.Encoder(order="sorted").encode
 _sha256 = hashlib.sha256
-_USUAL_RESTS = {path: b"," + _encode({"path": path, "sample": 0, "v": VERSION})[1:] for path in PATHS}
+_USUAL_RESTS = {path: b"," + _encode({"path": path, "sample": 0, "v": VERSION})[1:] for path in (*PATHS, MESSAGES)}
 
 
 def canonical(request: Request, model: str = "") -> bytes:
