@@ -116,7 +116,7 @@ async def test_an_address_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatc
 async def test_a_third_party_provider_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACME_API_KEY", "ak")
     endpoint = await resolve("acme/tiny")
-    assert isinstance(endpoint.provider, AcmeProvider) and endpoint.target.model == "tiny"
+    assert (endpoint.provider.name, endpoint.target.model) == (AcmeProvider.name, "tiny")
     assert endpoint.target.headers["authorization"] == "Bearer ak"
     with pytest.raises(UnknownProviderError, match="has no `base_url`"):
         await resolve("nowhere/tiny")

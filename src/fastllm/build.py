@@ -46,6 +46,7 @@ DIALECTS = {
 CACHES = {"memory": "fastllm.cache.memory:InMemoryCache", "disk": "fastllm.cache.disk:DiskCache"}
 TRANSPORT = "fastllm.transport.http:HTTPTransport"
 RESPONSES_BY_CHAT = "fastllm.providers.responses_by_chat:ResponsesByChat"
+MESSAGES_BY_CHAT = "fastllm.providers.messages_by_chat:MessagesByChat"
 DEFAULT_VENDOR = "openai"
 _IN_BRACES = re.compile(r"\{([A-Z0-9_|]+)\}")
 NOBODY = Vendor(name="")  # behind a base_url of the user's own
@@ -431,6 +432,8 @@ class _Resolver:
         who = next((v for v in VENDORS.values() if v.base_url == base_url.rstrip("/")), vendor)
         if provider.chat_only or not who.responses:
             provider = load(RESPONSES_BY_CHAT)(provider)
+        if not self._dialect(dialect).has_messages:
+            provider = load(MESSAGES_BY_CHAT)(provider)
         more = {**vendor.headers, **self._options.default_headers}
         if vendor.key_header is not None and key is not None:
             more, key = {vendor.key_header: key, **more}, None

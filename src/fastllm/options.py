@@ -14,7 +14,9 @@ from msgspec import UNSET, UnsetType
 
 from .errors import ConfigError
 
-__all__ = ["UNSET", "CacheMode", "CachePolicy", "Limits", "Retry", "Route", "Timeout", "UnsetType", "Upstream"]
+__all__ = [
+    "UNSET", "CacheControl", "CacheMode", "CachePolicy", "Limits", "Retry", "Route", "Timeout", "UnsetType", "Upstream",
+]  # fmt: skip
 
 CacheMode = Literal["off", "memory", "disk"]
 Choice = Literal["weighted", "least_loaded"]
@@ -146,6 +148,18 @@ class CachePolicy(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(f"cache.directory must be a path as a string or None, not {self.directory!r}")
         if not isinstance(self.namespace, str):
             raise ConfigError(f"cache.namespace must be a string, not {self.namespace!r}")
+
+
+class CacheControl(msgspec.Struct, frozen=True, kw_only=True):
+    """What one request wants of the cache: to `read` an answer that is kept, none older than `max_age` seconds, and to
+    have its own answer kept (`write`). It changes nothing where there is no cache."""
+
+    read: bool = True
+    write: bool = True
+    max_age: float | None = None
+
+    def __post_init__(self) -> None:
+        _number("cache_control.max_age", self.max_age, at_least=0, unit="seconds")
 
 
 class Upstream(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

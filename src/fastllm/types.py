@@ -17,7 +17,7 @@ from msgspec import UNSET, UnsetType
 
 from .answers import Choice, Embedding, Moderation, Payload, Usage, decode_object, decode_payload
 from .errors import ConfigError, InvalidRequestError, LLMError, MissingExtra, Tried
-from .options import Timeout
+from .options import CacheControl, Timeout
 from .schema.base import Schema
 
 T = TypeVar("T")
@@ -26,7 +26,9 @@ COMPLETIONS = "/completions"
 EMBEDDINGS = "/embeddings"
 RESPONSES = "/responses"
 MODERATIONS = "/moderations"
+MESSAGES = "/messages"  # Anthropic's, whose requests and answers keep their own shape
 PATHS = frozenset({CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, MODERATIONS})
+_OPERATIONS = PATHS | {MESSAGES}
 
 Schemas = Literal["json_schema", "json_object", "none"]
 
@@ -155,6 +157,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     `sample` numbers independent answers to the same prompt for the cache. `priority` 0 is interactive, 1 batch.
     `timeout` stands in for the engine's where it is given: a Timeout, a number of seconds in total, or None for none.
     `schema` is what the answer must fit; the body says so in its own words, and whoever executes it sees to it.
+    `namespace` keeps the answers of groups apart in one engine's cache and among its requests under way; `cache` is
+    what this request wants of the cache (None: all that there is).
     """
 
     path: str = CHAT
@@ -169,11 +173,13 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     headers: Headers = NO_HEADERS
     timeout: Timeout | float | UnsetType | None = UNSET
     schema: Schema[Any] | None = None
+    namespace: str = ""
+    cache: CacheControl | None = None
 
     @classmethod
     def from_body(cls, body: bytes, *, path: str = CHAT, model: str = "", **more: Any) -> Request:
         """Read what routing needs from a JSON body; `model` overrides the body's. InvalidRequestError if bad."""
-        if path not in PATHS:
+        if path not in _OPERATIONS:
             raise InvalidRequestError(f"url {path!r} is not one of {', '.join(sorted(PATHS))}", sent=False)
         try:
             head = _head.decode(body)
@@ -209,14 +215,19 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
                 fields.pop(name, None)
             else:
                 fields[name] = msgspec.Raw(_written(value))
-        extra = {"custom_id": self.custom_id, "sample": self.sample, "priority": self.priority}
-        body = msgspec.json.encode(fields)
-        more: dict[str, Any] = {**extra, "headers": self.headers, "timeout": self.timeout, "schema": self.schema}
         model = "" if "model" in changes else self.model
+        return self.with_body(msgspec.json.encode(fields), model=model)
+
+    def with_body(self, body: bytes, *, model: str = "") -> Request:
+        """Give a copy with another body; `model` overrides that body's."""
+        more = {name: getattr(self, name) for name in _BESIDE_THE_BODY}
         return Request.from_body(body, path=self.path, model=model, **more)
 
     def __repr__(self) -> str:
         return f"<Request {self.path} {self.model or '?'} {len(self.body)} B>"
+
+
+_BESIDE_THE_BODY = ("custom_id", "sample", "priority", "headers", "timeout", "schema", "namespace", "cache")
 
 
 def _all_answers(limit: int, answers: int) -> int:

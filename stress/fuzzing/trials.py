@@ -19,7 +19,7 @@ from fastllm.policy.headers import _PLACES, body_hints, parse_duration, parse_re
 from fastllm.providers.anthropic_reverse import EventEncoder, from_messages
 from fastllm.providers.base import Provider
 from fastllm.providers.gemini_reverse import AnswerEncoder, from_gemini
-from fastllm.providers.sse import SSEDecoder
+from fastllm.providers.sse import SSEDecoder, written as event_written
 from fastllm.types import CHAT, EMBEDDINGS, Chunk, HTTPRequest, HTTPResponse, Request, Response, Target
 
 from .mutations import changed, damaged, pieces, shuffled, wire, written
@@ -151,7 +151,10 @@ def reencoded(random: Random) -> str:
     except LLMError as error:
         return _counted(error)
     messages, answers = EventEncoder("m"), AnswerEncoder("m")
-    out = b"".join([*[messages.add(chunk) + answers.add(chunk) for chunk in chunks], messages.end()])
+    events = [*(event for chunk in chunks for event in messages.add(chunk)), *messages.end()]
+    out = b"".join(
+        [*(event_written(event.event, event.data) for event in events), *(answers.add(chunk) for chunk in chunks)]
+    )
     for _, data in reference(out):
         assert isinstance(msgspec.json.decode(data), dict), out
     return "events"

@@ -12,7 +12,7 @@ from fastllm import errors as e
 from fastllm.cache.memory import InMemoryCache
 from fastllm.engine.events import AttemptFailed, RequestDone
 from fastllm.engine.stream import Stream
-from fastllm.options import Limits, Retry, Timeout
+from fastllm.options import CacheControl, Limits, Retry, Timeout
 from fastllm.policy.pricing import Price
 from fastllm.testing.clock import run_virtual
 from fastllm.transport.base import HTTPStream
@@ -263,6 +263,42 @@ def test_a_hit_is_not_sent_and_says_so() -> None:
         assert engine.snapshot().cache_hit_ratio == 0.5
         third = await engine.execute(request(sample=1))
         assert not third.cached and engine.transport.requests == 2  # type: ignore[attr-defined]
+
+    run_virtual(scenario)
+
+
+def test_groups_share_neither_kept_answers_nor_requests_under_way() -> None:
+    async def scenario() -> None:
+        async def slow(http: HTTPRequest) -> HTTPResponse:
+            await asyncio.sleep(1)
+            return answer()
+
+        engine = make_engine(slow, cache=InMemoryCache())
+        asked = [request(namespace=name) for name in ("a", "b", "", "a")]
+        done = await asyncio.gather(*(engine.execute(one) for one in asked))
+        assert [r.cached for r in done] == [False, False, False, True]
+        assert [(await engine.execute(one)).cached for one in asked] == [True] * 4
+        assert engine.transport.requests == 3  # type: ignore[attr-defined]
+
+    run_virtual(scenario)
+
+
+def test_a_request_may_want_no_kept_answer_no_old_one_or_not_to_be_kept() -> None:
+    async def scenario() -> None:
+        wall = [1000.0]
+        engine = make_engine(lambda http: answer(), cache=InMemoryCache(wall=lambda: wall[0]))
+
+        async def is_cached(**wish: Any) -> bool:
+            return (await engine.execute(request(cache=CacheControl(**wish)))).cached
+
+        assert not await is_cached(write=False)
+        assert not await is_cached(), "the one before was not kept"
+        assert not await is_cached(read=False)
+        wall[0] += 10
+        assert await is_cached(max_age=11)
+        assert not await is_cached(max_age=10) and await is_cached(max_age=10), "it was asked again and kept"
+        assert not await is_cached(read=False, write=False)
+        assert not await is_cached(max_age=0)
 
     run_virtual(scenario)
 
@@ -525,6 +561,22 @@ def test_a_streamed_answer_is_kept_and_replayed_as_a_stream_and_as_a_whole() -> 
         assert again.response.usage is not None and again.response.usage.total_tokens == 7
         assert (await engine.execute(request())).cached
         assert engine.transport.requests == 1 and idle(engine)  # type: ignore[attr-defined]
+
+    run_virtual(scenario)
+
+
+def test_a_stream_may_want_no_kept_answer_and_not_to_be_kept() -> None:
+    async def scenario() -> None:
+        engine = make_engine(lambda http: streamed(events("Par", "is")), cache=InMemoryCache())
+
+        async def is_cached(**wish: Any) -> bool:
+            stream = await engine.stream(request(body={"stream": True}, cache=CacheControl(**wish)))
+            await stream.final()
+            return stream.cached
+
+        assert not await is_cached(write=False)
+        assert not await is_cached() and await is_cached()
+        assert not await is_cached(read=False)
 
     run_virtual(scenario)
 

@@ -122,13 +122,13 @@ def test_a_transport_fields_name_counts_anywhere_but_at_the_top() -> None:
     assert key({"messages": [{"user": "a"}]}) != key({"messages": [{"user": "b"}]})
 
 
-def test_operation_sample_model_and_version_headers_count_and_other_headers_do_not() -> None:
+def test_operation_sample_namespace_model_and_version_headers_count_and_other_headers_do_not() -> None:
     found = {
-        key(), key(path=RESPONSES), key(sample=1), key(model="gpt-4o"),
+        key(), key(path=RESPONSES), key(sample=1), key(namespace="a"), key(namespace="b"), key(model="gpt-4o"),
         key(headers=Headers({"Anthropic-Beta": "x"})), key(headers=Headers({"anthropic-beta": "y"})),
         key(headers=Headers({"anthropic-version": "x"})), key(headers=Headers({"OpenAI-Beta": "x"})),
     }  # fmt: skip
-    assert len(found) == 8
+    assert len(found) == 10
     assert key(headers=Headers({"authorization": "Bearer sk-1", "x-request-id": "2", "cookie": "c"})) == key()
     request = Request(body=b"{}", priority=1, custom_id="c", timeout=3.0, stream=True)
     assert canonical(request) == canonical(Request(body=b"{}"))

@@ -11,6 +11,7 @@ from fastllm.providers.anthropic import AnthropicProvider
 from fastllm.providers.anthropic_request import to_messages
 from fastllm.providers.anthropic_reverse import EventEncoder, from_messages
 from fastllm.providers.openai_replay import chunks_of
+from fastllm.providers.sse import written
 from fastllm.types import Request, Response
 
 USER = {"role": "user", "content": "hi"}
@@ -113,7 +114,8 @@ def test_a_chat_stream_is_a_messages_stream() -> None:
     whole = Response(body=body)
     asked = Request.of({"messages": [USER], "stream": True, "stream_options": {"include_usage": True}})
     encoder = EventEncoder("m")
-    wire = b"".join([*(encoder.add(chunk) for chunk in chunks_of(whole, asked)), encoder.end()])
+    events = [*(event for chunk in chunks_of(whole, asked) for event in encoder.add(chunk)), *encoder.end()]
+    wire = b"".join(written(event.event, event.data) for event in events)
     decoder = AnthropicProvider().decoder(asked)
     decoder.feed(wire)
     decoder.finish()

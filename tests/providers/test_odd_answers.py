@@ -139,4 +139,4 @@ def test_odd_usage_is_written_in_the_other_dialects(name: str) -> None:
     assert b'"promptTokenCount":3' in AnswerEncoder("m").add(chunk)
     encoder = EventEncoder("m")
     encoder.add(chunk)
-    assert b'"input_tokens":3' in encoder.end()
+    assert b'"input_tokens":3' in encoder.end()[0].data

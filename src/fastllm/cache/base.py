@@ -13,7 +13,7 @@ import msgspec
 
 from ..errors import ConfigError
 from ..options import CachePolicy
-from ..types import CHAT, COMPLETIONS, RESPONSES, Response
+from ..types import CHAT, COMPLETIONS, MESSAGES, RESPONSES, Response
 from .codec import LARGE, LARGEST, Entry, pack, unpack
 
 logger = logging.getLogger("fastllm")
@@ -25,6 +25,7 @@ _WHOLE_OF: dict[str, frozenset[str | None]] = {
     CHAT: WHOLE,
     COMPLETIONS: WHOLE,
     RESPONSES: WHOLE | {"completed"},
+    MESSAGES: WHOLE,
 }
 _WHOLE_ELSE: frozenset[str | None] = WHOLE | {None, "completed"}
 SKEW = 300.0  # seconds by which clocks that share a store may differ
@@ -107,8 +108,8 @@ class Cache:
         """How often the store failed or held what could not be used."""
         return self._troubles.total()
 
-    async def get(self, key: bytes, canonical: bytes) -> Response | None:
-        """Give the answer kept under this key for this very request, or None."""
+    async def get(self, key: bytes, canonical: bytes, max_age: float | None = None) -> Response | None:
+        """Give the answer kept under this key for this very request, none older than `max_age` seconds, or None."""
         try:
             value = await self.store.get(key)
             if value is None:
@@ -119,7 +120,7 @@ class Cache:
             self.misses += 1
             self._trouble("read", error)
             return None
-        if entry is not None and self._is_fresh(entry):
+        if entry is not None and self._is_fresh(entry, max_age):
             self.hits += 1
             return entry.response()
         self.misses += 1
@@ -143,9 +144,10 @@ class Cache:
         except Exception as error:  # as in `get`
             self._trouble("write", error)
 
-    def _is_fresh(self, entry: Entry) -> bool:
+    def _is_fresh(self, entry: Entry, max_age: float | None) -> bool:
         """The reader's own ttl counts too, and after a step back of the clock no entry lives longer for it."""
-        return self.ttl is None or -SKEW <= self._wall() - entry.created < self.ttl
+        most = self.ttl if max_age is None else max_age if self.ttl is None else min(max_age, self.ttl)
+        return most is None or -SKEW <= self._wall() - entry.created < most
 
     async def _forget(self, key: bytes) -> None:
         try:

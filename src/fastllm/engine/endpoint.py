@@ -29,7 +29,7 @@ from ..policy.purse import Purse, answers_asked
 from ..policy.retries import RetryBudget
 from ..policy.tokens import Estimator
 from ..providers.base import Provider
-from ..types import RESPONSES, Request, Response, Target
+from ..types import MESSAGES, RESPONSES, Request, Response, Target
 from .limiter import Limiter, Permit
 
 logger = logging.getLogger("fastllm")
@@ -38,6 +38,7 @@ PERMISSION = 3  # refusals of a kind that may concern one request, in a row, unt
 _LATE = frozenset({"timeout_first_byte", "timeout_attempt"})
 _KEY_HEADER = re.compile(rb"(?i)authorization|key|token|cookie|secret")
 _SHORTEST_KEY = 8
+_SPOKEN = frozenset((RESPONSES, MESSAGES))  # what not every dialect has
 TOLD = 1.0  # seconds from which on an outage is told of: with a provider that often fails, short ones come in swarms
 LONG = 60.0  # seconds: a wait that a batch does not begin without a word
 NO_NAMES: Mapping[str, str] = MappingProxyType({})
@@ -107,7 +108,7 @@ class Endpoint:
 
     def adapted(self, request: Request) -> Request:
         """Give the request as it goes out: in an operation that the dialect has, without what was refused before."""
-        if request.path == RESPONSES:
+        if request.path in _SPOKEN:
             request = self.provider.spoken(request)
         if self.parameters is None or not self.parameters.rules:
             return request

@@ -30,6 +30,7 @@ from .endpoint import Endpoint
 from .events import AttemptFailed, Event, Observer, RequestDone, attempts_only
 from .flight import Flight, Terms
 from .hedge import A, Race, latencies, spare_permit
+from .keeping import keep, kept, look_up, reads
 from .limiter import ParkedError, Permit
 from .packs import Packs, split
 from .router import Router, Tier, address
@@ -121,6 +122,8 @@ class Engine:
                 endpoint = call.endpoint = self.router.known.get(request.model) or await self._resolve(call)
                 if self.cache is None:
                     response: Response = await self._attempts(call, endpoint, self._send, look)
+                elif not reads(request):
+                    response = await self._anew(call, endpoint, self.cache)
                 else:
                     response = await self._share(call, endpoint, self.cache)
         except LLMError as error:
@@ -142,12 +145,9 @@ class Engine:
         try:
             with call.deadline:
                 endpoint = call.endpoint = self.router.known.get(request.model) or await self._resolve(call)
-                if self.cache is not None:
-                    text, key = address(request, call.place or endpoint)
-                    hit = await self.cache.get(key, text)
+                if self.cache is not None and reads(request):
+                    hit = await self._kept(self.cache, request, call.place or endpoint)
                     if hit is not None:
-                        self.stats.cached += 1
-                        self.stats.ok += 1
                         self._done(request, hit, None, call.began)
                         return replayed(hit, codec.replayed(endpoint, request, hit))
                 stream: Stream = await self._attempts(call, endpoint, self._open)
@@ -176,6 +176,13 @@ class Engine:
         finally:
             call.hold(self.clock.now() - waited)
 
+    async def _anew(self, call: Call, endpoint: Endpoint, cache: Cache) -> Response:
+        """Steps 3 and 4 alone, for a request that wants an answer of its own."""
+        response: Response = await self._attempts(call, endpoint, self._send)
+        call.response = response
+        await keep(cache, call.request, call.place or endpoint, response)
+        return response
+
     async def _share(self, call: Call, endpoint: Endpoint, cache: Cache) -> Response:
         """Steps 1, 2 and 4: look up, join an identical request or lead it, and keep the answer."""
         place = call.place or endpoint
@@ -193,20 +200,15 @@ class Engine:
             flight.interactive = True
         call.flight = flight
         try:
-            response = await cache.get(key, text)
-            if response is not None:
-                self.stats.cached += 1
-                self.stats.ok += 1
-            else:
+            response = self.stats.hit(await look_up(cache, call.request, text, key))
+            if response is None:
                 look = partial(self._kept, cache, call.request)
                 response = await self._attempts(call, endpoint, self._send, look)
                 if response is flight.answer:
                     return self._joined(response)
                 call.response = response
-                if call.place is not None and call.place is not place:  # a fallback's answer is kept as its own
-                    text, key = address(call.request, call.place)
-                if not response.cached:
-                    await cache.put(key, text, response)
+                # A fallback's answer is kept as its own.
+                await keep(cache, call.request, call.place or place, response, {place: (text, key)})
         except LLMError as error:
             if flight.answer is not None:
                 return self._joined(flight.answer)
@@ -254,13 +256,8 @@ class Engine:
             return self._repeat(call, endpoint, once)
         return call.way.travel(endpoint, lambda other: self._repeat(call, other, once), look)
 
-    async def _kept(self, cache: Cache, request: Request, place: Tier) -> Response | None:
-        text, key = address(request, place)
-        hit = await cache.get(key, text)
-        if hit is not None:
-            self.stats.cached += 1
-            self.stats.ok += 1
-        return hit
+    async def _kept(self, cache: Cache, request: Request, place: Endpoint | Tier) -> Response | None:
+        return self.stats.hit(await kept(cache, request, place))
 
     async def _repeat(self, call: Call, endpoint: Endpoint, attempt_once: Attempt[A]) -> A:
         """Step 3: attempt until there is an answer, a final error, or no time left."""
@@ -449,14 +446,13 @@ class Engine:
             if response is not None or (error is not None and shown):
                 self._done(request, response, error, began, left=left)
 
-        async def keep(response: Response) -> None:
+        async def kept_whole(response: Response) -> None:
             if self.cache is not None:
-                text, key = address(request, call.place or endpoint)
-                await self.cache.put(key, text, response)
+                await keep(self.cache, request, call.place or endpoint, response)
 
         decoder = codec.begun(endpoint, request)
         stream = Stream(
-            source, decoder, deadline=deadline, ended=ended, keep=keep, timeout=call.timeout, now=self.clock.now
+            source, decoder, deadline=deadline, ended=ended, keep=kept_whole, timeout=call.timeout, now=self.clock.now
         )
         stream.endpoint, stream.attempts, stream.history = endpoint.name, call.attempts, tuple(call.tried)
         return stream

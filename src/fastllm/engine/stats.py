@@ -9,6 +9,7 @@ import msgspec
 
 from ..answers import Usage
 from ..errors import StoppedError
+from ..types import Response
 from .endpoint import Endpoint
 from .holds import Hold, KnownLimit, Room, hold_of, learnt_of, rooms_of
 
@@ -143,6 +144,13 @@ class Stats:
             if usage.prompt_tokens_details is not None or usage.input_tokens_details is not None:
                 # A part of the prompt, whatever a provider says.
                 self.cached_tokens += max(0, min(usage.cached_tokens, usage.prompt_tokens))
+
+    def hit(self, response: Response | None) -> Response | None:
+        """Count an answer that was kept, if there was one."""
+        if response is not None:
+            self.cached += 1
+            self.ok += 1
+        return response
 
     def failure(self, error: BaseException) -> None:
         """One request ended in an error. What was never sent has not failed: it is still to be done."""

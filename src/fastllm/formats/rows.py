@@ -448,9 +448,7 @@ class Intake:
         if self._system is not None:
             body = _with_system(request.path, body, self._system, body)
         if body is not request.body:
-            names = ("custom_id", "sample", "priority", "headers", "timeout", "schema")
-            kept = {name: getattr(request, name) for name in names}
-            request = Request.from_body(body, path=request.path, model=request.model, **kept)
+            request = request.with_body(body, model=request.model)
         return self._shaped(request) if self._shapes else request
 
     def _shaped(self, request: Request) -> Request:

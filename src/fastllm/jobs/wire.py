@@ -13,7 +13,7 @@ from .. import errors
 from ..answers import Usage
 from ..engine.stats import Snapshot, Tally
 from ..errors import ConfigError, InvalidAnswerError, LLMError, Tried
-from ..options import Timeout
+from ..options import CacheControl, Timeout
 from ..types import NO_HEADERS, Headers, Request, Response
 
 _LENGTH = struct.Struct("<I")
@@ -70,6 +70,8 @@ class Asked(msgspec.Struct, array_like=True):
     headers: dict[str, str] | None = None
     timeout: Timeout | float | None = None
     timed: bool = False
+    namespace: str = ""
+    cache: CacheControl | None = None
 
 
 class Answered(msgspec.Struct, array_like=True):
@@ -181,6 +183,8 @@ def asked(turn: int, request: Request, schema: int) -> Asked:
         found.headers = dict(request.headers)
     if request.timeout is not UNSET:
         found.timed, found.timeout = True, request.timeout
+    if request.namespace or request.cache is not None:
+        found.namespace, found.cache = request.namespace, request.cache
     return found
 
 
@@ -202,6 +206,8 @@ def request_of(row: Asked, schemas: dict[int, Any]) -> Request:
         max_tokens=row.max_tokens,
         sample=row.sample,
         priority=row.priority,
+        namespace=row.namespace,
+        cache=row.cache,
         **more,
     )
 

@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import msgspec
 
 from ..errors import ConfigError, InvalidRequestError
-from ..types import NO_HEADERS, PATHS, RESPONSES, Headers, Request
+from ..types import MESSAGES, NO_HEADERS, PATHS, RESPONSES, Headers, Request
 
 VERSION = 2
 
@@ -38,7 +38,7 @@ SECRET_PARAMETERS = frozenset({"key", "api_key", "api-key", "apikey", "access_to
 _decode = msgspec.json.Decoder().decode  # dict[str, Any] costs 0.4 µs more
 _encode = msgspec.json.Encoder(order="sorted").encode
 _sha256 = hashlib.sha256
-_USUAL_RESTS = {path: b"," + _encode({"path": path, "sample": 0, "v": VERSION})[1:] for path in PATHS}
+_USUAL_RESTS = {path: b"," + _encode({"path": path, "sample": 0, "v": VERSION})[1:] for path in (*PATHS, MESSAGES)}
 
 
 def canonical(request: Request, model: str = "") -> bytes:
@@ -106,9 +106,11 @@ def _versions(headers: Headers) -> dict[str, str]:
 
 def _rest(request: Request) -> bytes:
     """The canonical JSON behind the body."""
-    if request.sample == 0 and request.headers is NO_HEADERS and request.path in _USUAL_RESTS:
+    if not request.namespace and request.sample == 0 and request.headers is NO_HEADERS and request.path in _USUAL_RESTS:
         return _USUAL_RESTS[request.path]
     rest: dict[str, Any] = {"path": request.path, "sample": request.sample, "v": VERSION}
+    if request.namespace:
+        rest["namespace"] = request.namespace
     versions = _versions(request.headers)
     if versions:
         rest["headers"] = versions

@@ -7,6 +7,7 @@ a request that goes on to Anthropic arrives as it came.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -14,11 +15,13 @@ import msgspec
 from ..answers import Choice, ToolCall
 from ..types import Chunk
 from .anthropic_answer import stop_reason, usage_back
-from .checked import as_list, as_mapping, refused
+from .anthropic_replay import event
+from .checked import as_list, as_mapping, objects_in, refused
 
 _SAME = ("model", "max_tokens", "temperature", "top_p", "stream", "service_tier")
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 _READ = (*_SAME, "system", "messages", "stop_sequences", "metadata", "tools", "tool_choice", "output_config")
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 _encode = msgspec.json.encode
 
 
@@ -169,33 +172,45 @@ def _output(config: Any) -> dict[str, Any]:
 
 
 class EventEncoder:
-    """Writes the chunks of a chat stream as the events of a Messages stream."""
+    """Writes the chunks of a chat stream, of its first choice, as the events of a Messages stream. Tool calls may be
+    written side by side, so they stay open until the end."""
 
     def __init__(self, model: str) -> None:
         self._model = model
         self._begun = False
-        self._open: tuple[str, int] | None = None  # kind of the open block, and which call it is
-        self._index = -1
+        self._open: tuple[str, int] | None = None  # thoughts or text: the kind and the index of the open block
+        self._calls: dict[int, int] = {}  # which call of the answer is which block
+        self._count = 0
         self._stop: str | None = None
         self._usage: dict[str, int] = {}
 
-    def add(self, chunk: Chunk) -> bytes:
+    def add(self, chunk: Chunk) -> list[Chunk]:
         """Give the events of a chunk."""
         out = [] if self._begun else [self._begin(chunk)]
         usage = chunk.to_dict().get("usage")
         if isinstance(usage, dict):
             self._usage = usage_back(usage)
-        for choice in chunk.choices[:1]:
-            out += self._of(choice)
-        return b"".join(out)
+        for choice in chunk.choices:
+            if not choice.index:
+                out += self._of(choice)
+        return out
 
-    def end(self) -> bytes:
-        """Give the events of the end."""
-        delta = {"stop_reason": stop_reason(self._stop), "stop_sequence": None}
-        out = [*self._close(), _event("message_delta", delta=delta, usage=self._usage or usage_back({}))]
-        return b"".join([*out, _event("message_stop")])
+    def block(self, block: dict[str, Any]) -> list[Chunk]:
+        """Give the events of a block that comes whole."""
+        return [*self._close(), *self._close_calls(), self._start(block), event("content_block_stop", index=self._last)]
 
-    def _begin(self, chunk: Chunk) -> bytes:
+    def end(self, completion: Mapping[str, Any] = NOTHING) -> list[Chunk]:
+        """Give the events of the end; `completion` is the chat completion that the chunks came to, if it is known."""
+        choice: dict[str, Any] = next(iter(objects_in(completion.get("choices"))), {})
+        sequence = choice.get("stop_sequence")
+        told = completion.get("usage")
+        usage = usage_back(told) if isinstance(told, dict) else self._usage or usage_back({})
+        reason = "stop_sequence" if sequence is not None else stop_reason(choice.get("finish_reason") or self._stop)
+        delta = {"stop_reason": reason, "stop_sequence": sequence}
+        ended = [event("message_delta", delta=delta, usage=usage), event("message_stop")]
+        return [*self._close(), *self._close_calls(), *ended]
+
+    def _begin(self, chunk: Chunk) -> Chunk:
         self._begun = True
         message: dict[str, Any] = {
             "id": chunk.id,
@@ -207,9 +222,9 @@ class EventEncoder:
             "stop_sequence": None,
             "usage": usage_back({}),
         }
-        return _event("message_start", message=message)
+        return event("message_start", message=message)
 
-    def _of(self, choice: Choice) -> Iterator[bytes]:
+    def _of(self, choice: Choice) -> Iterator[Chunk]:
         delta = choice.delta
         thought = delta.reasoning_content or delta.reasoning
         if thought:
@@ -222,35 +237,41 @@ class EventEncoder:
         if choice.finish_reason:
             self._stop = choice.finish_reason
 
-    def _call(self, call: ToolCall) -> Iterator[bytes]:
+    def _call(self, call: ToolCall) -> Iterator[Chunk]:
         place = call.index or 0
-        if self._open != ("tool_use", place):
+        if place not in self._calls:
+            yield from self._close()
             name = call.function.name if call.function is not None else None
-            block: dict[str, Any] = {"type": "tool_use", "id": call.id, "name": name, "input": {}}
-            yield from self._start(("tool_use", place), block)
+            yield self._start({"type": "tool_use", "id": call.id, "name": name, "input": {}})
+            self._calls[place] = self._last
         if call.function is not None and call.function.arguments:
-            yield self._delta("input_json_delta", partial_json=call.function.arguments)
+            yield _delta(self._calls[place], "input_json_delta", partial_json=call.function.arguments)
 
-    def _piece(self, kind: str, delta: str, **fields: str) -> Iterator[bytes]:
-        if self._open != (kind, 0):
+    def _piece(self, kind: str, delta: str, **fields: str) -> Iterator[Chunk]:
+        if self._open is None or self._open[0] != kind:
+            yield from self._close()
             empty = {"thinking": "", "signature": ""} if kind == "thinking" else {"text": ""}
-            yield from self._start((kind, 0), {"type": kind, **empty})
-        yield self._delta(delta, **fields)
+            yield self._start({"type": kind, **empty})
+            self._open = (kind, self._last)
+        yield _delta(self._open[1], delta, **fields)
 
-    def _start(self, opened: tuple[str, int], block: dict[str, Any]) -> Iterator[bytes]:
-        yield from self._close()
-        self._open = opened
-        self._index += 1
-        yield _event("content_block_start", index=self._index, content_block=block)
+    def _start(self, block: dict[str, Any]) -> Chunk:
+        self._count += 1
+        return event("content_block_start", index=self._last, content_block=block)
 
-    def _delta(self, kind: str, **fields: str) -> bytes:
-        return _event("content_block_delta", index=self._index, delta={"type": kind, **fields})
+    @property
+    def _last(self) -> int:
+        return self._count - 1
 
-    def _close(self) -> Iterator[bytes]:
+    def _close(self) -> Iterator[Chunk]:
         if self._open is not None:
-            self._open = None
-            yield _event("content_block_stop", index=self._index)
+            index, self._open = self._open[1], None
+            yield event("content_block_stop", index=index)
+
+    def _close_calls(self) -> list[Chunk]:
+        calls, self._calls = self._calls, {}
+        return [event("content_block_stop", index=index) for index in calls.values()]
 
 
-def _event(kind: str, **fields: Any) -> bytes:
-    return b"event: %b\ndata: %b\n\n" % (kind.encode(), _encode({"type": kind, **fields}))
+def _delta(index: int, kind: str, **fields: str) -> Chunk:
+    return event("content_block_delta", index=index, delta={"type": kind, **fields})

@@ -13,8 +13,9 @@ import msgspec
 
 from ..answers import Usage
 from ..errors import ProtocolError, TruncatedStreamError, snippet
-from ..types import Chunk, HTTPResponse, Request, Response
+from ..types import CHAT, MESSAGES, Chunk, HTTPResponse, Request, Response
 from .anthropic_answer import finish_reason, to_completion, usage_of
+from .anthropic_replay import events_of
 from .base import Decoder
 from .checked import object_in
 from .openai_answer import error_inside, judge
@@ -22,6 +23,7 @@ from .openai_replay import chunks_of, wants_usage
 from .sse import MOST_BYTES, SSEDecoder
 
 _HEAD = HTTPResponse(status=200)
+_UNUSED = Chunk(data=b"")
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 _encode = msgspec.json.encode
 _PIECES = {  # of a delta: the field that holds it, and that of the block to which it belongs
@@ -36,7 +38,7 @@ class AnthropicDecoder(Decoder):
     """Reads one Messages stream."""
 
     def __init__(self, request: Request) -> None:
-        self._request = request
+        self._request = request if request.path == CHAT else msgspec.structs.replace(request, path=CHAT)
         self._events = SSEDecoder()
         self._whole: bytearray | None = None  # the body, where it is not a stream
         self._begun = False
@@ -199,6 +201,27 @@ class AnthropicDecoder(Decoder):
         return f"<AnthropicDecoder {'done' if self._done else 'reading'} {len(self._blocks)} blocks>"
 
 
+class MessagesDecoder(AnthropicDecoder):
+    """Reads one Messages stream for somebody who wants its events, and in the end the message, as they came."""
+
+    def _read(self, event: str, data: bytes) -> list[Chunk]:
+        super()._read(event, data)
+        return [Chunk(data=data, event=event or str(_decode(data).get("type")))]
+
+    def _chunk(self, delta: dict[str, Any], reason: str | None = None) -> Chunk:
+        return _UNUSED
+
+    def finish(self) -> list[Chunk]:
+        whole = not self.done
+        super().finish()
+        return events_of(self.response().to_dict()) if whole else []
+
+    def response(self) -> Response:
+        found = super().response()
+        body = bytes(self._whole) if self._whole is not None and self.done else _encode(self._message)
+        return msgspec.structs.replace(found, body=body, path=MESSAGES, _payload=None, _fields=None)
+
+
 class _Block:
     """One content block, whose text comes in pieces."""
 
@@ -248,5 +271,5 @@ def whole_answer(answer: HTTPResponse, request: Request) -> Response:
     if message.get("type") == "error" or "error" in message or not isinstance(message.get("content"), list):
         judge(request.path, answer)
     body = _encode(to_completion(message))
-    reason, usage = judge(request.path, HTTPResponse(status=answer.status, headers=answer.headers, body=body))
-    return Response(body=body, path=request.path, usage=usage, finish_reason=reason, status_code=answer.status)
+    reason, usage = judge(CHAT, HTTPResponse(status=answer.status, headers=answer.headers, body=body))
+    return Response(body=body, path=CHAT, usage=usage, finish_reason=reason, status_code=answer.status)

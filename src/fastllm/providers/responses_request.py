@@ -138,7 +138,7 @@ def _part(part: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _said(said: dict[str, Any], kind: str, item: Mapping[str, Any], where: str) -> None:
     """Add an item of an earlier answer to the assistant's message."""
     if kind == "reasoning":
-        kept = _unpacked(item.get("encrypted_content"))
+        kept = unpacked(item.get("encrypted_content"))
         said.update({name: value for name, value in kept.items() if name in _KEPT_FIELDS})
         texts = [str(part.get("text") or "") for part in item.get("summary") or () if isinstance(part, Mapping)]
         if texts and not kept:
@@ -175,7 +175,7 @@ def packed(kept: Mapping[str, Any]) -> str:
     return KEPT + base64.b64encode(msgspec.json.encode(kept)).decode()
 
 
-def _unpacked(text: Any) -> dict[str, Any]:
+def unpacked(text: Any) -> dict[str, Any]:
     """Read that again; nothing where it is another's, which nobody but OpenAI could read."""
     if not isinstance(text, str) or not text.startswith(KEPT):
         return {}

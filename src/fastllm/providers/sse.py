@@ -174,6 +174,11 @@ class SSEDecoder:
         return f"<SSEDecoder {size} B of an unfinished event>"
 
 
+def written(event: str, data: bytes) -> bytes:
+    """Give one event as it stands in a stream; its data must not hold a line end."""
+    return b"event: %b\ndata: %b\n\n" % (event.encode(), data) if event else b"data: %b\n\n" % data
+
+
 def _text(name: bytes) -> str:
     return name.decode("utf-8", "replace")
 

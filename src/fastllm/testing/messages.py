@@ -7,6 +7,7 @@ import msgspec
 from ..errors import InvalidRequestError
 from ..providers.anthropic_answer import to_message
 from ..providers.anthropic_reverse import EventEncoder, from_messages
+from ..providers.sse import written
 from ..types import Chunk
 from .answers import Answer, Ask, chat, stream_of
 from .reply import Refused, Reply, encode
@@ -29,6 +30,6 @@ def messages(ask: Ask) -> Answer:
         return answer
     encoder = EventEncoder(ask.model)
     chunks = [Chunk(data=event[len(_DATA) :].strip()) for event in reply.events if event.startswith(b"data: {")]
-    events = [*(encoder.add(chunk) for chunk in chunks), encoder.end()]
-    answer.reply = stream_of([event for event in events if event])  # an empty piece would be the body's end
+    events = [*(event for chunk in chunks for event in encoder.add(chunk)), *encoder.end()]
+    answer.reply = stream_of([written(event.event, event.data) for event in events])
     return answer

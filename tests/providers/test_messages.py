@@ -1,0 +1,248 @@
+"""Messages requests as they came to Anthropic, and through the chat of everybody else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from anthropic.types import Message, RawMessageStreamEvent
+from pydantic import TypeAdapter
+
+from fastllm import AsyncFastLLM, errors as e
+from fastllm.providers.anthropic import AnthropicProvider
+from fastllm.providers.anthropic_answer import to_message
+from fastllm.providers.base import Provider
+from fastllm.providers.gemini import GeminiProvider
+from fastllm.providers.messages_by_chat import MessagesByChat, to_plain_chat
+from fastllm.providers.openai import OpenAIProvider
+from fastllm.providers.sse import written
+from fastllm.transport.scripted import ScriptedTransport
+from fastllm.types import CHAT, MESSAGES, Chunk, Headers, HTTPRequest, HTTPResponse, Request, Response, Target
+
+GOLDEN = Path(__file__).parent / "golden"
+NATIVE = AnthropicProvider()
+BY_CHAT: dict[str, Provider] = {
+    "gemini": MessagesByChat(GeminiProvider()),
+    "openai": MessagesByChat(OpenAIProvider()),
+}
+ANSWERS = sorted((GOLDEN / "anthropic").glob("*.answer.json"))
+CHATS = sorted(
+    path
+    for name in BY_CHAT
+    for path in (GOLDEN / name).glob("*.stream.sse")
+    if not path.name.startswith(("completion", "responses"))
+)
+TARGET = Target(base_url="https://host.example", model="m")
+USER = {"role": "user", "content": "6 times 7?"}
+_events: TypeAdapter[Any] = TypeAdapter(RawMessageStreamEvent)
+
+
+def asked(**body: Any) -> Request:
+    return Request.of({"model": "m", "max_tokens": 9, "messages": [USER], **body}, path=MESSAGES)
+
+
+def streamed(provider: Provider, *pieces: bytes, **body: Any) -> tuple[list[Chunk], Response]:
+    decoder = provider.decoder(asked(stream=True, **body))
+    chunks = [chunk for piece in pieces for chunk in decoder.feed(piece)]
+    return chunks + decoder.finish(), decoder.response()
+
+
+def wire(chunks: list[Chunk]) -> bytes:
+    return b"".join(written(chunk.event, chunk.data) for chunk in chunks)
+
+
+def checked(chunks: list[Chunk]) -> None:
+    """The official SDK knows these events, and they come in the order that it wants."""
+    kinds = [chunk.event for chunk in chunks if chunk.event != "ping"]
+    for chunk in chunks:
+        if chunk.event != "ping":
+            assert _events.validate_json(chunk.data).type == chunk.event
+    assert kinds[0] == "message_start" and kinds[-2:] == ["message_delta", "message_stop"]
+    assert kinds.count("content_block_start") == kinds.count("content_block_stop")
+
+
+# To Anthropic
+
+
+def test_a_request_goes_out_byte_for_byte_with_the_callers_versions() -> None:
+    body = b'{ "model":"m", "max_tokens": 9,"messages":[],"odd":[1.0, {"x" : null}]}'
+    headers = Headers({"anthropic-version": "2026-10-21", "anthropic-beta": "a,b"})
+    target = Target(base_url="https://host.example", model="m", headers=NATIVE.headers("k", {}))
+    sent = NATIVE.encode(Request.from_body(body, path=MESSAGES, headers=headers), target)
+    assert (sent.body, sent.url) == (body, "https://host.example/v1/messages")
+    assert (sent.headers["anthropic-version"], sent.headers["anthropic-beta"]) == ("2026-10-21", "a,b")
+    assert sent.headers["x-api-key"] == "k"
+    other = NATIVE.encode(Request.from_body(body, path=MESSAGES, model="anthropic/m"), TARGET)
+    assert other.body == body
+    renamed = NATIVE.encode(Request.from_body(body.replace(b'"m"', b'"anthropic/m"'), path=MESSAGES), TARGET)
+    assert msgspec.json.decode(renamed.body) == msgspec.json.decode(body)
+
+
+@pytest.mark.parametrize("path", ANSWERS, ids=lambda path: path.name)
+def test_an_answer_comes_back_byte_for_byte_and_is_counted(path: Path) -> None:
+    body = path.read_bytes()
+    found = NATIVE.decode(asked(), HTTPResponse(status=200, body=body))
+    as_chat = NATIVE.decode(msgspec.structs.replace(asked(), path=CHAT), HTTPResponse(status=200, body=body))
+    assert (found.body, found.path) == (body, MESSAGES)
+    assert (found.usage, found.finish_reason) == (as_chat.usage, as_chat.finish_reason)
+
+
+@pytest.mark.parametrize("path", sorted((GOLDEN / "anthropic").glob("*.stream.sse")), ids=lambda path: path.name)
+def test_a_streams_events_come_as_they_came_at_every_split(path: Path) -> None:
+    body = path.read_bytes()
+    chunks, response = streamed(NATIVE, body)
+    assert wire(chunks) == body
+    whole = msgspec.json.decode(Path(str(path).replace(".stream.sse", ".answer.json")).read_bytes())
+    assert msgspec.json.decode(response.body) == whole
+    for cut in range(1, len(body)):
+        assert wire(streamed(NATIVE, body[:cut], body[cut:])[0]) == body
+
+
+@pytest.mark.parametrize("path", ANSWERS, ids=lambda path: path.name)
+def test_a_kept_answer_is_played_back_as_a_stream_of_itself(path: Path) -> None:
+    body = path.read_bytes()
+    chunks = NATIVE.replay(Response(body=body, path=MESSAGES), asked(stream=True))
+    checked(chunks)
+    _, response = streamed(NATIVE, wire(chunks))
+    assert msgspec.json.decode(response.body) == msgspec.json.decode(body)
+
+
+def test_a_whole_answer_in_place_of_a_stream_is_played_as_one() -> None:
+    body = (GOLDEN / "anthropic" / "tools.answer.json").read_bytes()
+    chunks, response = streamed(NATIVE, body)
+    checked(chunks)
+    assert response.body.strip() == body.strip() and response.path == MESSAGES
+
+
+def test_errors_are_typed_whole_and_in_a_stream() -> None:
+    error = b'{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}'
+    with pytest.raises(e.OverloadedError):
+        NATIVE.decode(asked(), HTTPResponse(status=529, body=error))
+    with pytest.raises(e.OverloadedError):
+        streamed(NATIVE, b"event: error\ndata: " + error + b"\n\n")
+    with pytest.raises(e.TruncatedStreamError):
+        streamed(NATIVE, b'event: message_start\ndata: {"type":"message_start","message":{}}\n\n')
+
+
+# Through chat
+
+
+@pytest.mark.parametrize("path", CHATS, ids=lambda path: f"{path.parent.name}-{path.name}")
+def test_a_chat_stream_is_a_messages_stream_at_every_split(path: Path) -> None:
+    provider, body = BY_CHAT[path.parent.name], path.read_bytes()
+    chunks, response = streamed(provider, body)
+    checked(chunks)
+    assert response.path == MESSAGES
+    message = Message.model_validate_json(response.body)
+    assert message.role == "assistant"
+    _, again = streamed(NATIVE, wire(chunks))
+    assert again.to_dict() == response.to_dict()
+    for cut in range(1, len(body), 7):
+        assert wire(streamed(provider, body[:cut], body[cut:])[0]) == wire(chunks)
+
+
+@pytest.mark.parametrize("name", BY_CHAT)
+def test_a_whole_chat_answer_is_a_message(name: str) -> None:
+    paths = sorted((GOLDEN / name).glob("*.answer.json" if name == "gemini" else "chat*.response.json"))
+    assert paths
+    for path in paths:
+        found = BY_CHAT[name].decode(asked(), HTTPResponse(status=200, body=path.read_bytes()))
+        Message.model_validate_json(found.body)
+        checked(BY_CHAT[name].replay(found, asked(stream=True)))
+
+
+def test_hints_are_left_out_and_a_budget_becomes_an_effort() -> None:
+    marked = {"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}
+    chat = to_plain_chat(
+        {
+            "model": "m", "max_tokens": 9, "system": [marked], "thinking": {"type": "enabled", "budget_tokens": 4096},
+            "context_management": {"edits": []}, "metadata": {"user_id": "u"}, "top_k": 4, "stop_sequences": ["x"],
+            "messages": [
+                {"role": "user", "content": [marked]},
+                {"role": "assistant", "content": [{"type": "thinking", "thinking": "hm", "signature": "s"},
+                                                  {"type": "tool_use", "id": "c", "name": "f", "input": {}}]},
+                {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c", "is_error": True,
+                                              "content": [marked]}]},
+                {"role": "assistant", "content": [{"type": "thinking", "thinking": "hm", "signature": "s"}]},
+            ],
+            "tools": [{"name": "f", "input_schema": {}, "cache_control": {"type": "ephemeral"}}],
+        }
+    )  # fmt: skip
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    part = {"type": "text", "text": "a"}
+    assert chat == {
+        "model": "m", "max_tokens": 9, "top_k": 4, "stop": ["x"], "user": "u", "reasoning_effort": "medium",
+        "messages": [
+            {"role": "system", "content": [part]},
+            {"role": "user", "content": [part]},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "c", "content": [part]},
+            {"role": "assistant", "content": ""},
+        ],
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "run by Anthropic itself"),
+        ({"mcp_servers": [{"url": "https://x"}]}, "'mcp_servers' is nothing that this provider has"),
+        ({"messages": [{"role": "user", "content": [{"type": "search_result"}]}]}, "'search_result' is nothing"),
+        ({"messages": [{"role": "assistant", "content": [{"type": "server_tool_use"}]}]}, "'server_tool_use' is"),
+        ({"messages": 1}, "messages must be a list"),
+    ],
+)
+def test_what_only_anthropic_has_is_named(body: dict[str, Any], words: str) -> None:
+    with pytest.raises(e.InvalidRequestError, match=words):
+        BY_CHAT["openai"].encode(asked(**body), TARGET)
+
+
+def test_the_body_must_be_an_object_and_versions_of_anthropics_go_to_nobody_else() -> None:
+    with pytest.raises(e.InvalidRequestError, match="not a valid JSON object"):
+        BY_CHAT["openai"].encode(Request(path=MESSAGES, body=b"[]"), TARGET)
+    headers = Headers({"anthropic-version": "1", "anthropic-beta": "b", "x-more": "m"})
+    sent = BY_CHAT["openai"].encode(msgspec.structs.replace(asked(), headers=headers), TARGET)
+    assert sent.url.endswith("/chat/completions") and dict(sent.headers) == {"x-more": "m"}
+
+
+def test_what_a_provider_wants_to_see_again_goes_there_and_back() -> None:
+    """A thought signature of Gemini's stands beside its tool call; a message has no place for it but a block."""
+    part = {"functionCall": {"name": "f", "args": {"x": 1}, "id": "c1"}, "thoughtSignature": "c2ln"}
+    answer = {"candidates": [{"content": {"role": "model", "parts": [part]}, "finishReason": "STOP"}]}
+    provider = BY_CHAT["gemini"]
+    found = provider.decode(asked(), HTTPResponse(status=200, body=msgspec.json.encode(answer)))
+    content = found.to_dict()["content"]
+    assert [block["type"] for block in content] == ["tool_use", "redacted_thinking"]
+    turn = {"role": "assistant", "content": content}
+    result = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c1", "content": "ok"}]}
+    sent = msgspec.json.decode(provider.encode(asked(messages=[USER, turn, result]), TARGET).body)
+    assert sent["contents"][1]["parts"][0]["thoughtSignature"] == "c2ln"
+    chunks, whole = streamed(provider, b"data: " + msgspec.json.encode(answer) + b"\n\n")
+    checked(chunks)
+    assert [block["type"] for block in whole.to_dict()["content"]] == ["tool_use", "redacted_thinking"]
+
+
+# Through the engine
+
+
+@pytest.mark.parametrize("vendor", ["anthropic", "openai", "gemini", "mistral"])
+async def test_every_vendor_answers_messages(vendor: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"{vendor.upper()}_API_KEY", "k")
+    chat = {"choices": [{"message": {"role": "assistant", "content": "42"}, "finish_reason": "stop"}]}
+    answers: dict[str, Any] = {
+        "gemini": {"candidates": [{"content": {"parts": [{"text": "42"}]}, "finishReason": "STOP"}]},
+        "anthropic": to_message(chat),
+    }
+    sent: list[HTTPRequest] = []
+
+    def handler(http: HTTPRequest) -> HTTPResponse:
+        sent.append(http)
+        return HTTPResponse(status=200, body=msgspec.json.encode(answers.get(vendor, chat)))
+
+    async with AsyncFastLLM(transport=ScriptedTransport(handler), max_retries=0) as client:
+        response = await client.engine.execute(msgspec.structs.replace(asked(), model=f"{vendor}/m"))
+    assert response.path == MESSAGES and response.to_dict()["content"][0] == {"type": "text", "text": "42"}
+    assert sent[0].url.endswith("/v1/messages") == (vendor == "anthropic")
