@@ -7,8 +7,11 @@ import difflib
 import functools
 import os
 import re
+import shutil
+import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -24,6 +27,7 @@ from .engine.engine import Engine
 from .engine.events import Observer
 from .engine.limiter import Limiter
 from .engine.router import Router
+from .engine.sharing import Sharing
 from .errors import APIConnectionError, ConfigError, MissingKeyError, UnknownProviderError
 from .options import CachePolicy, Limits, Retry, Route, Timeout, Upstream
 from .policy.budget import Budget
@@ -44,6 +48,7 @@ DIALECTS = {
     "gemini": "fastllm.providers.gemini:GeminiProvider",
 }
 CACHES = {"memory": "fastllm.cache.memory:InMemoryCache", "disk": "fastllm.cache.disk:DiskCache"}
+LEASES = "fastllm.leases.sqlite:SQLiteLeases"
 TRANSPORT = "fastllm.transport.http:HTTPTransport"
 RESPONSES_BY_CHAT = "fastllm.providers.responses_by_chat:ResponsesByChat"
 MESSAGES_BY_CHAT = "fastllm.providers.messages_by_chat:MessagesByChat"
@@ -64,7 +69,9 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Everything an engine is made from; `checked` tells whether it is possible. The repr shows no secret.
 
     `budget` is in USD, `prices` a file whose rows replace those of the package's price table. `embeddings_per_request`
-    bounds how many inputs of a batch share a request; None: as many as the vendor takes.
+    bounds how many inputs of a batch share a request; None: as many as the vendor takes. `leases` is a file on a local
+    disk: processes of one machine that name the same one have their limits, endpoint by endpoint, and the budget
+    together; with `own_leases` it is made for this engine and the processes that it tells of it, and removed with it.
     """
 
     base_url: str | None = None
@@ -83,6 +90,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     unsupported_params: UnsupportedParams = "adapt"
     routes: Mapping[str, Route] = {}
     embeddings_per_request: int | None = None
+    leases: Path | None = None
+    own_leases: bool = False
     local: bool = True  # models of this process may be started
 
     def __repr__(self) -> str:
@@ -125,6 +134,7 @@ def checked(options: EngineOptions) -> EngineOptions:
         default_headers=dict(headers or {}),
         observers=_observers(options.observers),
         prices=_prices(options.prices),
+        leases=_leases(options.leases),
         routes=_routes(options.routes),
     )
 
@@ -200,13 +210,27 @@ def _prices(path: Any) -> Path | None:
     return Path(path)
 
 
+def _leases(path: Any) -> Path | None:
+    if path is None:
+        return None
+    if not isinstance(path, str | os.PathLike) or not str(path):
+        raise ConfigError(f"leases must be the path of a file, which need not exist; not {path!r}")
+    found = Path(path).absolute()
+    if found.is_dir() or not found.parent.is_dir():
+        raise ConfigError(f"leases: {str(path)!r} is no file in a directory that exists")
+    return found
+
+
 def engine(options: EngineOptions) -> Engine:
     """Build an engine for the running loop. Raises ConfigError."""
     options = checked(options)
     clock = options.clock or SystemClock()
     transport = options.transport or load(TRANSPORT)()
-    budget = Budget(options.budget) if options.budget is not None else None
-    resolver = _Resolver(options, clock, budget=budget)
+    own = tempfile.mkdtemp(prefix="fastllm-") if options.own_leases and options.leases is None else None
+    leases = options.leases if own is None else Path(own) / "leases.db"
+    budget = Budget(options.budget, shared=leases is not None) if options.budget is not None else None
+    sharing = None if leases is None else Sharing(load(LEASES)(leases), clock, budget, where=str(leases))
+    resolver = _Resolver(options, clock, budget=budget, sharing=sharing)
     made = Engine(
         Router(resolver.resolve, options.routes, resolver.find),
         transport,
@@ -216,10 +240,14 @@ def engine(options: EngineOptions) -> Engine:
         timeout=options.timeout,
         observers=options.observers,
     )
-    made.budget = budget
+    made.budget, made.sharing = budget, sharing
     if options.embeddings_per_request != 1:
         made.pack()
     made.on_close(resolver.close)
+    if own is not None:
+        made.on_close(partial(asyncio.to_thread, shutil.rmtree, own, ignore_errors=True))
+    if sharing is not None:
+        made.on_close(sharing.aclose)
     return made
 
 
@@ -228,7 +256,7 @@ def variant(base: Engine, options: EngineOptions, *, same_endpoints: bool) -> En
     if same_endpoints:
         return base.with_options(retry=options.retry, timeout=options.timeout)
     # Only one that started a model has something to close: variants may come and go by the thousand.
-    resolver = _Resolver(options, base.clock, started=base.on_close, budget=base.budget)
+    resolver = _Resolver(options, base.clock, started=base.on_close, budget=base.budget, sharing=base.sharing)
     return base.with_options(
         router=Router(resolver.resolve, options.routes, resolver.find), retry=options.retry, timeout=options.timeout
     )
@@ -298,8 +326,10 @@ class _Resolver:
         *,
         started: Callable[[Callable[[], Awaitable[None]]], None] | None = None,
         budget: Budget | None = None,
+        sharing: Sharing | None = None,
     ) -> None:
         self._options = options
+        self._sharing = sharing
         self._budget = budget
         self._prices: PriceTable | None = None
         self._clock = clock
@@ -439,7 +469,7 @@ class _Resolver:
             more, key = {vendor.key_header: key, **more}, None
         headers = provider.headers(key, more)
         target = Target(base_url=base_url.rstrip("/"), model=model, headers=headers, schemas=who.schemas)
-        limiter = Limiter(limits or self._options.limits or Limits(), self._clock, ceiling=connection_limit())
+        limiter = self._limiter(limits or self._options.limits or Limits(), provider.name, target, vendor)
         billed, price = self._price(vendor, target)
         purse = None
         if self._budget is not None:
@@ -457,6 +487,13 @@ class _Resolver:
             parameters=Parameters(who.params, learns=self._options.unsupported_params == "adapt"),
             packing=Packing(self._options.embeddings_per_request or who.embed_inputs, who.embed_tokens),
         )
+
+    def _limiter(self, limits: Limits, dialect: str, target: Target, vendor: Vendor) -> Limiter:
+        ceiling = connection_limit()
+        if self._sharing is None or vendor.name == LOCAL:
+            return Limiter(limits, self._clock, ceiling=ceiling)
+        place = msgspec.json.encode((dialect, target.base_url, target.model, target.headers.encoded))
+        return self._sharing.limiter(limits, place, ceiling=ceiling)
 
     def _price(self, vendor: Vendor, target: Target) -> tuple[str, Price | None]:
         """Give who is billed for this endpoint, and its price if that is known. Behind a base_url stands who is known

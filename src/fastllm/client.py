@@ -51,6 +51,7 @@ class ClientParams(TypedDict, total=False):
     cache: CacheOption
     default_headers: Mapping[str, str] | None
     embeddings_per_request: int | None
+    leases: str | os.PathLike[str] | None
     limits: Limits | None
     max_retries: int | UnsetType
     observers: Sequence[Observer]
@@ -135,7 +136,8 @@ class AsyncFastLLM:
     of a request whose model has none. Inputs that a batch wants embedded share requests, as many as the vendor takes or
     at most `embeddings_per_request`. A parameter that a model refuses is left out or
     called as it wants it, with a warning; `unsupported_params="refuse"` makes that the request's error. With `workers`,
-    many requests are answered by as many processes, for the sake of more cores.
+    many requests are answered by as many processes, for the sake of more cores; they share limits and budget, as do all
+    processes of a machine that name the same file of `leases`.
 
         async with AsyncFastLLM() as client:
             answer = await client.chat.completions.create(
@@ -155,6 +157,7 @@ class AsyncFastLLM:
         cache: CacheOption = None,
         default_headers: Mapping[str, str] | None = None,
         embeddings_per_request: int | None = None,
+        leases: str | os.PathLike[str] | None = None,
         limits: Limits | None = None,
         max_retries: int | UnsetType = UNSET,
         observers: Sequence[Observer] = (),
@@ -175,6 +178,7 @@ class AsyncFastLLM:
             budget=budget,
             default_headers={} if default_headers is None else default_headers,
             embeddings_per_request=embeddings_per_request,
+            leases=leases,  # type: ignore[arg-type]  # made a Path of below
             limits=limits,
             observers=observers,
             prices=prices,  # type: ignore[arg-type]  # made a Path of below
@@ -247,7 +251,7 @@ class AsyncFastLLM:
         if base is not None:
             engine = build.variant(base, self._options, same_endpoints=self._same_endpoints)
         else:
-            engine = build.engine(self._options)
+            engine = build.engine(worker.sharing(self._options, self._size))
             if self._counted is not None and self._counted.pid == os.getpid():
                 engine.stats = self._counted.stats
         team = worker.team(engine, self._options, self._cache, self._size) if self._size > 1 else None

@@ -95,6 +95,7 @@ SETTINGS: dict[str, Setting] = {
             least=1,
         ),
         Setting("workers", int, "Processes that answer rows, for the sake of more cores.", 1, least=1),
+        Setting("leases", str, "A file: processes that name it share limits and budget. [default: each has its own]"),
         Setting("cache", str, "Keep answers and use them again.", "off", ("off", "memory", "disk")),
         Setting("cache_dir", str, "Directory of the disk cache. [default: the user's cache directory]"),
         Setting("ttl", float, "Seconds that a cached answer is good for. [default: until evicted]"),

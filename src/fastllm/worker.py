@@ -68,9 +68,16 @@ class Setup(msgspec.Struct, kw_only=True):
     routes: dict[str, Route] = {}
     embeddings_per_request: int | None = None
     vendors: list[Vendor] = []
+    leases: str | None = None
 
 
-def setup_of(options: EngineOptions, cache: CacheOption) -> bytes:
+def sharing(options: EngineOptions, size: int) -> EngineOptions:
+    """Give the options of an engine that is to share with so many processes what it limits, if anything."""
+    limited = options.limits is not None or options.budget is not None or bool(options.routes)
+    return msgspec.structs.replace(options, own_leases=size > 1 and limited)
+
+
+def setup_of(options: EngineOptions, cache: CacheOption, leases: str | None = None) -> bytes:
     """Write down the options for other processes. ConfigError names what cannot be shared with them."""
     for name in ("observers", "transport", "clock"):
         if getattr(options, name):
@@ -90,6 +97,7 @@ def setup_of(options: EngineOptions, cache: CacheOption) -> bytes:
             "cache": cache,
             "prices": None if options.prices is None else str(options.prices.absolute()),
             "routes": dict(options.routes),
+            "leases": leases,
             "vendors": [vendor for name, vendor in VENDORS.items() if name not in BUILT_IN],
         }
     )
@@ -99,7 +107,7 @@ def setup_of(options: EngineOptions, cache: CacheOption) -> bytes:
 def team(engine: Engine, options: EngineOptions, cache: CacheOption, size: int) -> Team:
     """Give so many processes that are like this engine, which ends them when it is closed. ConfigError where its
     options cannot be shared with them."""
-    setup = setup_of(options, cache)
+    setup = setup_of(options, cache, None if engine.sharing is None else engine.sharing.where)
     made = Team(engine, size=size, command=COMMAND, setup=setup, sticky=engine.cache is not None)
     engine.on_close(made.aclose)
     return made

@@ -392,3 +392,42 @@ def test_a_request_comes_over_as_it_was(
     found = wire.request_of(row, {})
     for name in Request.__struct_fields__:
         assert getattr(found, name) == getattr(request, name), name
+
+
+async def test_processes_share_the_limits_whoever_dies(server: Any) -> None:
+    async with client(server, workers=3, limits=Limits(rpm=45)) as many:
+        outcomes: list[bool] = []
+
+        async def ask() -> None:
+            async for outcome in many.stream(questions(200), model="m"):
+                outcomes.append(outcome.ok)
+
+        asking = asyncio.ensure_future(ask())
+        await wait_until(lambda: len(outcomes) > 10)
+        os.kill(pids(many)[0], signal.SIGKILL)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asking, 2)
+    assert 20 < server.stats.requests <= 45 and all(outcomes)
+
+
+async def test_processes_share_the_requests_in_flight(server: Any) -> None:
+    async with client(server, workers=3, limits=Limits(concurrency=4)) as many:
+        outcomes = [outcome async for outcome in many.stream(questions(200), model="m")]
+    assert len(outcomes) == 200 and all(outcome.ok for outcome in outcomes)
+    assert server.stats.most_in_flight <= 4
+
+
+async def test_processes_share_the_budget(server: Any, tmp_path: Path) -> None:
+    prices = tmp_path / "prices.toml"
+    row = '[providers.base_url.models."m"]\ninput = 1000.0\noutput = 1000.0\ncontext = 100\n'
+    prices.write_text(f'date = "2026-11-28"\n{row}')
+    async with client(server, workers=2, budget=1.0, prices=prices) as many:
+        requests = (
+            {"model": "m", "messages": [{"role": "user", "content": "?"}], "max_tokens": 20} for _ in range(100)
+        )
+        outcomes = [outcome async for outcome in many.stream(requests)]
+        spent = sum(outcome.response.cost or 0.0 for outcome in outcomes if outcome.response is not None)
+    refused = [outcome for outcome in outcomes if not outcome.ok]
+    assert refused and all(isinstance(outcome.error, e.BudgetExceededError) for outcome in refused)
+    bound = 0.12  # what one request may cost
+    assert 1.0 - bound < spent <= 1.0

@@ -68,6 +68,7 @@ SETTINGS = (
     "unsupported_params",
     "embeddings_per_request",
     "workers",
+    "leases",
     "input_format",
     "output_format",
     "keep",
@@ -171,6 +172,7 @@ def _done(places: Places, settings: Settings, again: Again) -> int:
             unsupported_params=settings["unsupported_params"],
             routes=settings.routes,
             embeddings_per_request=settings["embeddings_per_request"],
+            leases=settings["leases"],
         )
         try:
             with local_hint(settings):
@@ -213,8 +215,8 @@ async def _run(
     again: Again,
     at_once: bool,
 ) -> tuple[JobResult, Summary, int]:
-    engine = build.engine(options)
     size = worker.checked_size(settings["workers"])
+    engine = build.engine(worker.sharing(options, size))
     executes = worker.team(engine, options, options.cache, size) if size > 1 else engine
     try:
         if at_once:

@@ -34,6 +34,7 @@ from .keeping import keep, kept, look_up, reads
 from .limiter import ParkedError, Permit
 from .packs import Packs, split
 from .router import Router, Tier, address
+from .sharing import Sharing
 from .stats import Snapshot, Stats, snapshot_of
 from .stream import Stream, replayed
 from .underway import UnderWay
@@ -76,6 +77,7 @@ class Engine:
         self._flights: dict[bytes, Flight] = {}
         self._closing: list[Callable[[], Awaitable[None]]] = []
         self.budget: Budget | None = None  # the endpoints' purses draw on it
+        self.sharing: Sharing | None = None  # with other processes, of limits and budget
         self.packs: Packs | None = None
 
     def with_options(
@@ -94,6 +96,7 @@ class Engine:
         )
         other.stats = self.stats
         other.budget = self.budget
+        other.sharing = self.sharing
         other.under_way = self.under_way
         other._flights = self._flights
         other._closing = self._closing

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ..clock import Clock
 from ..errors import LimitExceededError, LLMError, QuotaExceededError, StoppedError
+from ..leases.base import Ask
 from ..options import Limits
 from ..policy.adaptive import START, Adaptive
 from ..policy.breaker import Breaker
@@ -26,7 +27,8 @@ from ..policy.headers import Hints, is_comfortable
 from ..policy.learner import FREE, OTHER, PACE, SLOTS, Attempt, Learner
 from ..policy.ledger import INF, REQUESTS, TOKENS
 from ..policy.tokens import Estimate
-from ..policy.window import DAY, Entry, Window
+from ..policy.window import WINDOW, Entry
+from .meters import Part, Slots, meters_of
 
 SHARE = 8
 TRIAL = "trial"  # what holds requests back while one finds out whether the key is still refused
@@ -70,8 +72,7 @@ class Permit(Attempt, eq=False):
         if limiter is not None and entry is not None:
             limiter.learner.requests.settle(entry, -1.0)
             for meter, booked in zip(limiter._more, self.more, strict=True):
-                if meter.unit == REQUESTS:
-                    meter.window.settle(booked, -1.0)
+                meter.refund(booked)
             self.token = None
 
     def cancel(self) -> None:
@@ -88,27 +89,10 @@ class Permit(Attempt, eq=False):
         limiter, self._limiter = self._limiter, None
         if limiter is not None:
             limiter.in_flight -= 1
+            if limiter._slots is not None:
+                limiter._slots.in_use -= 1
             if limiter._queues[0] or limiter._queues[1]:
                 limiter._admit()
-
-
-class Meter:
-    """A further configured limit: input or output tokens a minute, requests or tokens a day."""
-
-    __slots__ = ("unit", "window")
-
-    def __init__(self, unit: str, limit: float, seconds: float) -> None:
-        self.unit = unit
-        self.window = Window(limit, seconds)
-
-    def amount(self, tokens: float, prompt: float) -> float:
-        if self.unit == REQUESTS:
-            return 1.0
-        return tokens if self.unit == TOKENS else prompt if self.unit == "input" else max(0.0, tokens - prompt)
-
-    def settle(self, entry: Entry, tokens: float, prompt: float, actual: float, actual_prompt: float) -> None:
-        if self.unit != REQUESTS:
-            self.window.settle(entry, self.amount(actual, actual_prompt) - self.amount(tokens, prompt))
 
 
 class ParkedError(Exception):
@@ -134,15 +118,17 @@ class _Waiter:
 
 
 class Limiter:
-    """Admission for one endpoint and model. Tokens are estimates of prompt plus answer."""
+    """Admission for one endpoint and model. Tokens are estimates of prompt plus answer. With `shared`, other processes
+    have the same limits, and nothing goes out that its `parts` do not allow."""
 
     __slots__ = (
         "_clock", "_condemned", "_count", "_first", "_grants", "_held", "_held_since", "_hurried", "_largest",
-        "_limits", "_more", "_next_at", "_on_trial", "_parked", "_proven", "_queues", "_timer", "_turn_since",
-        "_uneasy", "_until", "breaker", "in_flight", "learner", "news_at", "parked_why",
+        "_limits", "_more", "_next_at", "_on_trial", "_parked", "_proven", "_queues", "_slots", "_timer",
+        "_turn_since", "_uneasy", "_until", "breaker", "in_flight", "learner", "news_at", "parked_why", "parts",
+        "wanting",
     )  # fmt: skip
 
-    def __init__(self, limits: Limits, clock: Clock, *, ceiling: int = _CEILING) -> None:
+    def __init__(self, limits: Limits, clock: Clock, *, ceiling: int = _CEILING, shared: bool = False) -> None:
         self._clock = clock
         self._limits = limits
         most = min(limits.concurrency or _CEILING, ceiling)
@@ -151,16 +137,10 @@ class Limiter:
         self.breaker = Breaker()
         self.in_flight = 0
         self._largest = min(limits.tpm or INF, limits.tpd or INF, limits.itpm or INF, limits.otpm or INF)
-        self._more = tuple(
-            Meter(unit, limit, seconds)
-            for unit, limit, seconds in (
-                ("input", limits.itpm, 60.0),
-                ("output", limits.otpm, 60.0),
-                (REQUESTS, limits.rpd, DAY),
-                (TOKENS, limits.tpd, DAY),
-            )
-            if limit is not None
-        )
+        self._more = meters_of(limits, shared=shared)
+        self.parts = tuple(meter for meter in self._more if isinstance(meter, Part))
+        self._slots = next((part for part in self.parts if isinstance(part, Slots)), None)
+        self.wanting: Callable[[], None] | None = None  # called when the next request waits for a larger part
         self._queues: tuple[deque[_Waiter], deque[_Waiter]] = (deque(), deque())
         self._grants = self._count = 0
         self._turn_since = INF  # when a batch request's turn came that does not fit
@@ -274,8 +254,7 @@ class Limiter:
         if learner.tokens.window.limit < INF and learner.tokens.when(now, need.tokens) > now:
             return TOKENS
         for meter in self._more:
-            amount = meter.amount(need.tokens, need.prompt)
-            if not meter.window.fits(now, min(amount, meter.window.limit)):
+            if not meter.fits(now, need):
                 return OTHER
         return PACE if learner.pace.value < INF and learner.pace.when() > now else FREE
 
@@ -308,7 +287,7 @@ class Limiter:
         if learner.slots.gap:
             self._next_at = max(self._next_at, now - _SLACK) + learner.slots.gap
         if self._more:
-            permit.more = tuple(m.window.add(now, m.amount(need.tokens, need.prompt)) for m in self._more)
+            permit.more = tuple(meter.add(now, need) for meter in self._more)
         learner.sent(now, permit)
         if self._uneasy:
             self._first = min(self._first, now)
@@ -460,6 +439,8 @@ class Limiter:
             if held:
                 if held != self._held:
                     self._held, self._held_since = held, now
+                if held == OTHER and self.wanting is not None:
+                    self.wanting()
                 if due < INF:
                     self._timer = self._clock.call_later(max(due - now, 1e-4), self._wake)
                 return
@@ -468,6 +449,23 @@ class Limiter:
                 self._turn_since = INF
             queue.popleft().future.set_result(self._grant(now, need))
         self._held = FREE
+
+    def asks(self) -> list[Ask]:
+        """Say of each part what of it is used, and what would be."""
+        head = self._head()
+        need, now = None if head is None else head[0][0].look(), self._clock.now()
+        return [part.ask(now, need, self.waiting) for part in self.parts]
+
+    def allow(self, caps: Sequence[float]) -> None:
+        """Each part is so large from now on."""
+        for part, cap in zip(self.parts, caps, strict=True):
+            part.allow(cap)
+            ledger = self.learner.ledger_of(part.unit) if part.window.seconds == WINDOW else None
+            if ledger is not None:  # it spreads what this process may send over the minute
+                ledger.set_limit = max(1.0, cap)
+                ledger.refresh()
+        if self.waiting:
+            self._admit()
 
     def _may_pass(self, now: float) -> bool:
         """Tell whether interactive requests may go before the batch request whose turn it is: not for ever."""
@@ -491,7 +489,7 @@ class Limiter:
             learner.pace.when(),
         )
         for meter in self._more:
-            when = max(when, meter.window.when(now, min(meter.amount(need.tokens, need.prompt), meter.window.limit)))
+            when = max(when, meter.when(now, need))
         return when
 
     def _wake(self) -> None:

@@ -18,15 +18,20 @@ _MOST = 1e12  # dollars; beyond it somebody mistook the unit
 
 
 class Budget:
-    """At most `limit_usd` dollars; `spent` is what earlier runs used of them already.
+    """At most `limit_usd` dollars; `spent` is what earlier runs used of them already. With `shared`, other processes
+    spend of it too: here no more than what `allow` gives, at first nothing.
 
     Raises ConfigError for an amount that is no finite number of at least 0.
     """
 
-    __slots__ = ("_limit", "_lock", "_reserved", "_spent")
+    __slots__ = ("_elsewhere", "_limit", "_lock", "_missing", "_part", "_reserved", "_spent", "shared")
 
-    def __init__(self, limit_usd: float, *, spent: float = 0.0) -> None:
+    def __init__(self, limit_usd: float, *, spent: float = 0.0, shared: bool = False) -> None:
+        self.shared = shared
         self._limit = _units("budget", limit_usd)
+        self._part = 0 if shared else self._limit
+        self._elsewhere = 0  # spent by other processes
+        self._missing = 0  # what a request may cost for which the part was too small
         self._spent = _units("spent", spent)
         self._reserved = 0
         self._lock = Lock()
@@ -56,11 +61,23 @@ class Budget:
         they may be as soon as requests under way are settled."""
         units = _units("amount", amount)
         with self._lock:
-            if self._spent + self._reserved + units <= self._limit:
+            if self._spent + self._reserved + units <= self._part:
                 self._reserved += units
+                self._missing = 0
                 return Reservation(self, units)
-            spent, reserved = self._spent, self._reserved
+            self._missing = units
+            spent, reserved = self._spent + self._elsewhere, self._reserved
         raise self._exceeded(units, spent, reserved)
+
+    def allow(self, part: float, elsewhere: float) -> None:
+        """Of a shared budget: this process may spend so many dollars in all; others have spent so many for good."""
+        with self._lock:
+            self._part, self._elsewhere = int(part * _UNITS), round(elsewhere * _UNITS)
+
+    @property
+    def missing(self) -> float:
+        """Dollars that the next request needs beyond what is spent and held; 0 if nobody was refused lately."""
+        return self._missing / _UNITS
 
     def _exceeded(self, units: int, spent: int, reserved: int) -> BudgetExceededError:
         error = BudgetExceededError(
@@ -69,7 +86,7 @@ class Budget:
             "raise the budget (it is for one run, or one client), or bound the answers (max_tokens)",
             sent=False,
         )
-        error.passing = reserved > 0 and spent + units <= self._limit
+        error.passing = (reserved > 0 or self.shared) and spent + units <= self._limit
         return error
 
     def _close(self, reservation: Reservation, spent: int) -> bool:

@@ -101,6 +101,10 @@ class Learner:
         """True where a limit a minute was set or told."""
         return self.requests.known or self.tokens.known
 
+    def ledger_of(self, unit: str) -> Ledger | None:
+        """Give the ledger of requests or tokens a minute."""
+        return {REQUESTS: self.requests, TOKENS: self.tokens}.get(unit)
+
     def probe_at(self, now: float) -> float:
         """Give when the next probe may go out; the past, if nothing is blocked."""
         if self._blocked_since == INF:

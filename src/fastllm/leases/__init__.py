@@ -1,0 +1,1 @@
+"""Leases: what processes of one machine claim of limits that they share."""
