@@ -105,7 +105,7 @@ def install() -> str:
 
 
 @contextmanager
-def upstream(latency: Latency | None = None) -> Iterator[Upstream]:
+def upstream(latency: Latency | None = None, *, pinned: bool = True) -> Iterator[Upstream]:
     """Run nginx until the block ends. `latency=None` answers at once, without Lua."""
     nginx = install()
     pem, key = certificate("127.0.0.1")
@@ -122,7 +122,7 @@ def upstream(latency: Latency | None = None) -> Iterator[Upstream]:
         )
         (folder / "nginx.conf").write_text(config)
         command = [nginx, "-c", str(folder / "nginx.conf"), "-p", name, "-e", f"{name}/error.log"]
-        process = subprocess.Popen(_pinned(command))
+        process = subprocess.Popen(_pinned(command) if pinned else command)
         try:
             _await(plain, process, folder / "error.log")
             url = f"127.0.0.1:{plain}/v1"
