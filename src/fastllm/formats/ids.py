@@ -16,6 +16,7 @@ import struct
 import tempfile
 from array import array
 from collections.abc import Sequence
+from functools import cache
 
 UNKNOWN, MADE_UP = 0, 1  # keys that are none: of an id that is not known, and of "row-N" for the row N without one
 LIKE_MADE_UP = 1 << 63  # set in the key of an id that reads like a made-up one
@@ -27,9 +28,14 @@ _IDS_A_WORD = 2
 _PARTS = 256
 _RECORD = 16  # bytes: key, line
 _CHUNK = 256 * _RECORD
-_random = random.Random(0)
-_BITS = [sum(1 << bit for bit in _random.sample(range(30), 4)) for _ in range(4096)]
 _pack = struct.Struct("<QQ").pack
+
+
+@cache
+def _bits() -> list[int]:
+    """Give 4,096 words with four bits set; made when first needed, because it takes 20 ms."""
+    draw = random.Random(0)
+    return [sum(1 << bit for bit in draw.sample(range(30), 4)) for _ in range(4096)]
 
 
 def key_of(custom_id: str, index: int) -> int:
@@ -52,11 +58,12 @@ class SeenIds:
 
     __slots__ = (
         *("_buffers", "_chunks", "_fd", "_full", "_written"),
-        *("_keys", "_older", "_room", "_size", "_words", "expected"),
+        *("_keys", "_older", "_bits", "_room", "_size", "_words", "expected"),
     )
 
     def __init__(self) -> None:
         self.expected = 0  # how many ids there may be, if somebody knows
+        self._bits = _bits()
         self._older: list[array[int]] = []  # the filters that are full
         self._words = array("I", [0])  # the one that takes new keys
         self._size = 1  # words
@@ -70,7 +77,7 @@ class SeenIds:
 
     def add(self, key: int, line: int) -> int:
         """Remember a key; give 0, or the line where it was seen before."""
-        bits = _BITS[key & 4095]
+        bits = self._bits[key & 4095]
         place = key >> 12
         words = self._words
         at = place % self._size
@@ -98,7 +105,7 @@ class SeenIds:
                 self.add(key, line)
                 line += 1
             return
-        words, size, buffers, bits_of, pack = self._words, self._size, self._buffers, _BITS, _pack
+        words, size, buffers, bits_of, pack = self._words, self._size, self._buffers, self._bits, _pack
         for key in keys:  # as in `add`, but quicker
             place = key >> 12
             at = place % size
