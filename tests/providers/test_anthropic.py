@@ -274,7 +274,19 @@ def test_reasons_to_stop(stop: str, reason: str) -> None:
         (200, b"<html>", e.ProtocolError),
         (200, b"", e.ProtocolError),
         (200, {"type": "message"}, e.ProtocolError),
-        (200, {"type": "message", "content": [], "stop_reason": None}, None),
+        (200, {"type": "message", "content": [], "stop_reason": "end_turn"}, None),
+        (200, {"type": "message", "content": [], "stop_reason": None}, e.ProtocolError),
+        (
+            200,
+            {"type": "message", "content": [{"type": "text", "text": "x"}], "stop_reason": "tool_use"},
+            e.ProtocolError,
+        ),
+        (200, {"type": "message", "content": [1], "stop_reason": "end_turn"}, e.ProtocolError),
+        (
+            200,
+            b'{"content": [{"type": "text", "text": "a"}], "stop_reason": "end_turn", "content": []}',
+            e.ProtocolError,
+        ),
     ],
 )
 def test_errors(status: int, body: Any, kind: type[Exception] | None) -> None:

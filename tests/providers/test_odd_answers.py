@@ -46,6 +46,8 @@ def test_oddities_beside_an_answer_do_not_lose_it(answer: Any) -> None:
     ("provider", "path", "answer"),
     [
         (GeminiProvider(), CHAT, {"candidates": 1}),
+        (GeminiProvider(), CHAT, generated(content={"role": "model"})),
+        (GeminiProvider(), CHAT, {"candidates": [{"finishReason": "STOP"}]}),
         (GeminiProvider(), EMBEDDINGS, {"embeddings": 1}),
         (OpenAIProvider(), CHAT, {"choices": [{"finish_reason": {}, "message": {}}]}),
     ],
@@ -54,6 +56,20 @@ def test_what_is_no_answer_is_an_error(provider: Any, path: str, answer: Any) ->
     request = Request.of({"model": "m", "input": "x", "messages": [USER]}, path=path)
     with pytest.raises(ProtocolError):
         provider.decode(request, HTTPResponse(status=200, body=json.dumps(answer).encode()))
+
+
+def test_two_answers_in_one_are_an_error() -> None:
+    one = json.dumps(generated())
+    body = one[:-1] + ", " + one[1:]
+    with pytest.raises(ProtocolError, match="twice"):
+        GeminiProvider().decode(asked(), HTTPResponse(status=200, body=body.encode()))
+
+
+def test_a_limit_or_a_filter_may_leave_nothing_of_an_answer() -> None:
+    for reason, told in (("MAX_TOKENS", "length"), ("SAFETY", "content_filter")):
+        answer = json.dumps({"candidates": [{"finishReason": reason}]}).encode()
+        found = GeminiProvider().decode(asked(), HTTPResponse(status=200, body=answer))
+        assert (found.text, found.finish_reason) == ("", told)
 
 
 def test_a_vector_beyond_floats_is_an_error() -> None:

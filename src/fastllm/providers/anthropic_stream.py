@@ -7,6 +7,7 @@ Source: the Messages API's streaming reference, as of November 2026.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -18,7 +19,7 @@ from .anthropic_answer import finish_reason, to_completion, usage_of
 from .anthropic_replay import events_of
 from .base import Decoder
 from .checked import object_in
-from .openai_answer import error_inside, judge
+from .openai_answer import check_once, error_inside, judge, nonsense
 from .openai_replay import chunks_of, wants_usage
 from .sse import MOST_BYTES, SSEDecoder
 
@@ -270,6 +271,19 @@ def whole_answer(answer: HTTPResponse, request: Request) -> Response:
         raise
     if message.get("type") == "error" or "error" in message or not isinstance(message.get("content"), list):
         judge(request.path, answer)
+    check_once(answer, b'"content"')
+    _check_end(message, answer)
     body = _encode(to_completion(message))
     reason, usage = judge(CHAT, HTTPResponse(status=answer.status, headers=answer.headers, body=body))
     return Response(body=body, path=CHAT, usage=usage, finish_reason=reason, status_code=answer.status)
+
+
+def _check_end(message: Mapping[str, Any], answer: HTTPResponse) -> None:
+    """Raise ProtocolError where a whole answer has no end, or another one than it says."""
+    blocks, reason = message.get("content"), message.get("stop_reason")
+    if not isinstance(blocks, list) or not all(isinstance(block, dict) for block in blocks):
+        raise nonsense(answer, "has content that is no list of blocks")
+    if not isinstance(reason, str):
+        raise nonsense(answer, "has no stop_reason")
+    if reason == "tool_use" and not any(block.get("type") == "tool_use" for block in blocks):
+        raise nonsense(answer, "ends with tool_use and calls no tool")

@@ -111,6 +111,8 @@ def _choice(candidate: Mapping[str, Any], place: int) -> dict[str, Any]:
     given = [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
     index = candidate.get("index")
     message = said(given, index if isinstance(index, int) else place)
+    if not given and candidate.get("finishReason") == "STOP":
+        message["content"] = None  # a natural end of nothing is a fault
     return {
         "index": index if isinstance(index, int) else place,
         "message": message,

@@ -17,7 +17,7 @@ from ..types import Chunk, HTTPResponse, Request, Response
 from .base import Decoder
 from .checked import objects_in
 from .gemini_answer import call_of, finish_reason, is_blocked, to_completion, usage_of
-from .openai_answer import error_inside, judge
+from .openai_answer import check_once, error_inside, judge
 from .openai_replay import chunks_of, wants_usage
 from .sse import MOST_BYTES, SSEDecoder
 
@@ -213,6 +213,7 @@ def whole_answer(answer: HTTPResponse, request: Request) -> Response:
             status_code=answer.status,
             code="not_an_answer",
         )
+    check_once(answer, b'"candidates"')
     return _judged(to_completion(found), answer, request)
 
 

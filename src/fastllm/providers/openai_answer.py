@@ -92,8 +92,8 @@ def judge(path: str, answer: HTTPResponse) -> tuple[str | None, Usage | None]:
     if not body.isascii():
         _check_utf8(answer)
     carrier = _CARRIER.get(path)
-    if carrier is not None and body.count(carrier) > 1:
-        _check_duplicates(answer)
+    if carrier is not None:
+        check_once(answer, carrier)
     if found.error is not _NULL and bytes(found.error).strip() not in NO_ERROR:
         raise error_inside(body, answer)
     if path in (CHAT, COMPLETIONS):
@@ -147,7 +147,12 @@ def _read_loosely(answer: HTTPResponse) -> Envelope:
     return found
 
 
-def _check_duplicates(answer: HTTPResponse) -> None:
+def check_once(answer: HTTPResponse, carrier: bytes) -> None:
+    """Raise ProtocolError where an object gives a key twice: of two answers, readers would take different ones.
+    Looked for only where the key that carries the answer stands there more than once."""
+    if answer.body.count(carrier) < 2:
+        return
+
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         fields = dict(pairs)
         if len(fields) != len(pairs):
