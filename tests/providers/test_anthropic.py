@@ -423,3 +423,18 @@ def test_arguments_that_were_cut_off() -> None:
     calls = response.choices[0].message.tool_calls or ()
     assert [call.function and call.function.arguments for call in calls] == ['{"city": "Os']
     assert response.finish_reason == "length"
+
+
+def test_what_a_stream_has_used_is_not_known_before_it_says_so() -> None:
+    """The start counts one token of the answer: whoever was billed by that would leave streams for nothing."""
+    decoder = AnthropicProvider().decoder(Request.of({"model": "m", "messages": [], "stream": True}))
+    decoder.feed(
+        event("message_start", message={**WHOLE, "content": [], "usage": {"input_tokens": 9, "output_tokens": 1}})
+    )
+    decoder.feed(event("content_block_start", index=0, content_block={"type": "text", "text": ""}))
+    decoder.feed(delta(0, "text_delta", text="many words"))
+    seen = decoder.response()
+    assert (seen.text, seen.usage, seen.to_dict().get("usage")) == ("many words", None, None)
+    decoder.feed(event("message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": 7}))
+    usage = decoder.response().usage
+    assert usage is not None and (usage.prompt_tokens, usage.completion_tokens) == (9, 7)

@@ -47,6 +47,7 @@ class AnthropicDecoder(Decoder):
         self._message: dict[str, Any] = {}
         self._blocks: dict[int, _Block] = {}
         self._calls = 0
+        self._counted = False  # the tokens of the answer, not only those that its start tells of
         self._response: Response | None = None
 
     def feed(self, data: bytes) -> list[Chunk]:
@@ -145,6 +146,7 @@ class AnthropicDecoder(Decoder):
         if isinstance(usage, dict):
             told = {name: count for name, count in usage.items() if count is not None}
             self._message["usage"] = {**object_in(self._message.get("usage")), **told}
+            self._counted = self._counted or "output_tokens" in told
         if not isinstance(delta, dict):
             return []
         self._message.update({name: value for name, value in delta.items() if value is not None})
@@ -190,9 +192,11 @@ class AnthropicDecoder(Decoder):
         if self._response is not None:
             return self._response
         self._message["content"] = [block.whole() for _, block in sorted(self._blocks.items())]
-        usage = usage_of(self._message.get("usage"))
+        # Until the end has told, the start's counts know nothing of what was written: no usage is better than that.
+        usage = usage_of(self._message.get("usage")) if self._counted else None
+        seen = {name: value for name, value in self._message.items() if name != "usage" or self._counted}
         return Response(
-            body=_encode(to_completion(self._message)),
+            body=_encode(to_completion(seen)),
             path=self._request.path,
             usage=None if usage is None else msgspec.convert(usage, Usage),
             finish_reason=finish_reason(self._message.get("stop_reason")),
