@@ -232,7 +232,7 @@ def test_a_whole_answer() -> None:
     message = response.choices[0].message
     assert message.content == "Oslo is cold." and message.reasoning_content == "hm"
     (call,) = response.to_dict()["choices"][0]["message"]["tool_calls"]
-    assert call["function"] == {"name": "weather", "arguments": '{"city":"Oslo"}'} and call["id"] == "call_0_0"
+    assert call["function"] == {"name": "weather", "arguments": '{"city":"Oslo"}'} and call["id"] == "call_r1_0_0"
     assert call["extra_content"] == {"google": {"thought_signature": "c2ln"}}
     assert (response.finish_reason, response.id, response.model) == ("tool_calls", "r1", "gemini-2.5-flash")
     usage = response.usage

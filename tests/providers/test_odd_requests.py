@@ -10,8 +10,11 @@ import pytest
 
 from fastllm.errors import InvalidRequestError
 from fastllm.providers.anthropic import AnthropicProvider
+from fastllm.providers.anthropic_request import to_messages
 from fastllm.providers.anthropic_reverse import from_messages
 from fastllm.providers.gemini import GeminiProvider
+from fastllm.providers.gemini_answer import to_completion
+from fastllm.providers.gemini_request import to_gemini
 from fastllm.providers.gemini_reverse import from_gemini
 from fastllm.types import Request, Target
 
@@ -213,3 +216,62 @@ def test_an_odd_messages_body_is_refused_or_read() -> None:
         from_messages({"messages": [], "tool_choice": {"type": []}})
     said = {"role": "assistant", "content": [{"type": "text", "text": 0.5}]}
     assert from_messages({"messages": [said]})["messages"][0]["content"] == "0.5"
+
+
+def test_a_pdf_that_is_sent_as_an_image_is_a_document() -> None:
+    for url in ("data:application/pdf;base64,AA", "DATA:application/PDF;BASE64,AA"):
+        part = {"type": "image_url", "image_url": {"url": url}}
+        body = to_messages({"messages": [{"role": "user", "content": [part]}]})
+        source = {"type": "base64", "media_type": "application/pdf", "data": "AA"}
+        assert body["messages"][0]["content"] == [{"type": "document", "source": source}]
+        parts = to_gemini({"messages": [{"role": "user", "content": [part]}]})["contents"][0]["parts"]
+        assert parts[0]["inlineData"]["data"] == "AA"
+
+
+@pytest.mark.parametrize(
+    ("fields", "most"),
+    [
+        ({}, 4096),
+        ({"max_tokens": 0}, 0),
+        ({"max_tokens": 5, "max_completion_tokens": 7}, 7),
+        ({"thinking": {"type": "enabled", "budget_tokens": 10_000}}, 14_096),
+        ({"thinking": {"type": "enabled", "budget_tokens": 10_000}, "max_tokens": 12_000}, 12_000),
+    ],
+)
+def test_thoughts_come_on_top_of_the_longest_answer_by_default(fields: dict[str, Any], most: int) -> None:
+    assert to_messages({"messages": [USER], **fields})["max_tokens"] == most
+
+
+def test_hints_of_openai_do_not_go_to_anthropic() -> None:
+    hints = {"prompt_cache_key": "k", "prompt_cache_retention": "24h", "safety_identifier": "x"}
+    body = to_messages({"messages": [USER], **hints})
+    assert not body.keys() & hints.keys() and body["metadata"] == {"user_id": "x"}
+    assert to_messages({"messages": [USER], **hints, "user": "u"})["metadata"] == {"user_id": "u"}
+
+
+def test_what_a_tool_gave_back_arrives_at_gemini_whole() -> None:
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    said = {"role": "assistant", "tool_calls": [call]}
+
+    def parts(**result: Any) -> list[dict[str, Any]]:
+        messages = [USER, said, {"role": "tool", "tool_call_id": "a", **result}]
+        return list(to_gemini({"messages": messages})["contents"][-1]["parts"])
+
+    shown = parts(content=[{"type": "text", "text": "see"}, image])
+    assert shown[0]["functionResponse"]["response"] == {"output": "see"}
+    assert shown[1:] == [{"inlineData": {"mimeType": "image/png", "data": "AAAA"}}]
+    assert parts(content="boom", is_error=True)[0]["functionResponse"]["response"] == {"error": "boom"}
+
+
+def test_calls_of_two_answers_have_different_ids() -> None:
+    """In a conversation both stand side by side, and Anthropic refuses two of the same id."""
+    part = {"functionCall": {"name": "f", "args": {}}}
+    candidates = [{"content": {"parts": [part]}}]
+    answers = [to_completion({"responseId": name, "candidates": candidates}) for name in ("r/1", "r_2")]
+    ids = {answer["choices"][0]["message"]["tool_calls"][0]["id"] for answer in answers}
+    assert ids == {"call_r-1_0_0", "call_r-2_0_0"}
+    turns = [{"role": "model", "parts": [part]}, {"role": "user", "parts": []}, {"role": "model", "parts": [part]}]
+    messages = from_gemini({"contents": turns}, "m")["messages"]
+    named = [call["id"] for message in messages for call in message.get("tool_calls", ())]
+    assert len(set(named)) == 2

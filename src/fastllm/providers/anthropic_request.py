@@ -12,11 +12,16 @@ from typing import Any
 
 import msgspec
 
-from .checked import DATA_URL, as_list, as_mapping, as_objects, refused
+from .checked import DATA_URL, as_list, as_mapping, as_objects, is_data, refused
 
 MAX_TOKENS = 4096  # which Anthropic wants to be told; sent where the caller does not bound the answer
 _SAME = ("model", "temperature", "top_p", "stream", "metadata", "service_tier")
-_DROPPED = frozenset(("stream_options", "max_completion_tokens", "parallel_tool_calls", "store"))
+# Hints, and what is said otherwise there.
+_DROPPED = frozenset(
+    ("stream_options", "max_completion_tokens", "parallel_tool_calls", "store", "prompt_cache_key",
+     "prompt_cache_retention", "safety_identifier")
+)  # fmt: skip
+PDF = "application/pdf"
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {  # fields of chat that Messages lacks, and values that ask for nothing
     "n": (1,),
     "logprobs": (False,),
@@ -42,7 +47,7 @@ _encode = msgspec.json.encode
 def to_messages(chat: Mapping[str, Any]) -> dict[str, Any]:
     """Give the Messages body of a chat body. InvalidRequestError where there is none."""
     out: dict[str, Any] = {name: chat[name] for name in _SAME if chat.get(name) is not None}
-    out["max_tokens"] = chat.get("max_completion_tokens") or chat.get("max_tokens") or MAX_TOKENS
+    out["max_tokens"] = _max_tokens(chat)
     out |= _conversation(chat.get("messages"))
     if chat.get("stop") is not None:
         stop = chat["stop"]
@@ -52,14 +57,25 @@ def to_messages(chat: Mapping[str, Any]) -> dict[str, Any]:
     choice = _tool_choice(chat.get("tool_choice"), chat.get("parallel_tool_calls"), has_tools=bool(chat.get("tools")))
     if choice is not None:
         out["tool_choice"] = choice
-    if chat.get("user") is not None:
-        out["metadata"] = {**as_mapping(chat.get("metadata") or {}, "metadata"), "user_id": chat["user"]}
+    user = chat.get("user") if chat.get("user") is not None else chat.get("safety_identifier")
+    if user is not None:
+        out["metadata"] = {**as_mapping(chat.get("metadata") or {}, "metadata"), "user_id": user}
     config = {**as_mapping(chat.get("output_config") or {}, "output_config"), **_output_config(chat)}
     if config:
         out["output_config"] = config
     if chat.get("reasoning_effort") == "none" and chat.get("thinking") is None:
         out["thinking"] = {"type": "disabled"}
     return out | _passed_on(chat, out)
+
+
+def _max_tokens(chat: Mapping[str, Any]) -> Any:
+    """Give the longest answer, which Messages wants to be told: thoughts count, so they come on top of the default."""
+    for name in ("max_completion_tokens", "max_tokens"):
+        if chat.get(name) is not None:
+            return chat[name]
+    thinking = chat.get("thinking")
+    budget = thinking.get("budget_tokens") if isinstance(thinking, Mapping) else None
+    return MAX_TOKENS + (budget if isinstance(budget, int) and not isinstance(budget, bool) and budget > 0 else 0)
 
 
 def _passed_on(chat: Mapping[str, Any], done: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,7 +167,9 @@ def _block(part: Mapping[str, Any], where: str) -> dict[str, Any] | None:
     if kind == "image_url":
         image = part.get("image_url")
         url = image.get("url") if isinstance(image, Mapping) else image
-        return {"type": "image", "source": _source(url, f"{where}.image_url"), **more}
+        source = _source(url, f"{where}.image_url")
+        kind = "document" if source.get("media_type") == PDF else "image"  # some clients send every file as an image
+        return {"type": kind, "source": source, **more}
     if kind == "file":
         return {"type": "document", **_document(as_mapping(part.get("file"), f"{where}.file"), where), **more}
     if kind == "input_audio":
@@ -162,12 +180,13 @@ def _block(part: Mapping[str, Any], where: str) -> dict[str, Any] | None:
 def _source(url: Any, where: str) -> dict[str, Any]:
     if not isinstance(url, str) or not url:
         raise refused(f"{where} must have a url, not {type(url).__name__}")
-    if not url.startswith("data:"):
+    if not is_data(url):
         return {"type": "url", "url": url}
     found = DATA_URL.fullmatch(url)
     if found is None:
         raise refused(f"{where} is a data URL without ;base64,")
-    return {"type": "base64", "media_type": found[1] or "application/octet-stream", "data": found[2]}
+    kind = (found[1] or "application/octet-stream").lower()
+    return {"type": "base64", "media_type": kind, "data": found[2]}
 
 
 def _document(file: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -175,8 +194,8 @@ def _document(file: Mapping[str, Any], where: str) -> dict[str, Any]:
         return {"source": {"type": "file", "file_id": file["file_id"]}}
     title = {"title": file["filename"]} if file.get("filename") else {}
     data = file.get("file_data")
-    if isinstance(data, str) and not data.startswith(("data:", "http")):
-        return {"source": {"type": "base64", "media_type": "application/pdf", "data": data}, **title}
+    if isinstance(data, str) and not is_data(data) and not data.startswith("http"):
+        return {"source": {"type": "base64", "media_type": PDF, "data": data}, **title}
     return {"source": _source(data, f"{where}.file.file_data"), **title}
 
 

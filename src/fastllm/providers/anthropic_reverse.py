@@ -17,6 +17,7 @@ from ..types import Chunk
 from .anthropic_answer import stop_reason, usage_back
 from .anthropic_replay import event
 from .checked import as_list, as_mapping, objects_in, refused
+from .places import Places
 
 _SAME = ("model", "max_tokens", "temperature", "top_p", "stream", "service_tier")
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
@@ -172,14 +173,19 @@ def _output(config: Any) -> dict[str, Any]:
 
 
 class EventEncoder:
-    """Writes the chunks of a chat stream, of its first choice, as the events of a Messages stream. Tool calls may be
-    written side by side, so they stay open until the end."""
+    """Writes the chunks of a chat stream, of its first choice, as the events of a Messages stream.
+
+    There one block ends before the next begins, so what comes of further tool calls is kept until the open one ends:
+    at the end of all of them, because a chat stream does not say when one has ended."""
 
     def __init__(self, model: str) -> None:
         self._model = model
         self._begun = False
         self._open: tuple[str, int] | None = None  # thoughts or text: the kind and the index of the open block
-        self._calls: dict[int, int] = {}  # which call of the answer is which block
+        self._places = Places()
+        self._live: int | None = None  # the tool call whose block is open, its last
+        self._begun_calls = 0
+        self._kept: dict[int, _Kept] = {}  # those that wait for its end
         self._count = 0
         self._stop: str | None = None
         self._usage: dict[str, int] = {}
@@ -238,18 +244,35 @@ class EventEncoder:
             self._stop = choice.finish_reason
 
     def _call(self, call: ToolCall) -> Iterator[Chunk]:
-        place = call.index or 0
-        if place not in self._calls:
+        place = self._places.of(call)
+        arguments = call.function.arguments if call.function is not None else None
+        if place == self._live:
+            if arguments:
+                yield _delta(self._last, "input_json_delta", partial_json=arguments)
+            return
+        kept = self._kept.get(place)
+        if kept is None:
+            if place < self._begun_calls:
+                return  # of a call that text has followed: nobody sends that
+            self._begun_calls = place + 1
+            kept = self._kept[place] = _Kept(call)
+        if arguments:
+            kept.arguments.append(arguments)
+        if self._live is None:
             yield from self._close()
-            name = call.function.name if call.function is not None else None
-            yield self._start({"type": "tool_use", "id": call.id, "name": name, "input": {}})
-            self._calls[place] = self._last
-        if call.function is not None and call.function.arguments:
-            yield _delta(self._calls[place], "input_json_delta", partial_json=call.function.arguments)
+            yield from self._go_on_with(place)
+
+    def _go_on_with(self, place: int) -> Iterator[Chunk]:
+        """Open the block of a call, and write what has come of it."""
+        kept, self._live = self._kept.pop(place), place
+        yield self._start({"type": "tool_use", "id": kept.id, "name": kept.name, "input": {}})
+        if kept.arguments:
+            yield _delta(self._last, "input_json_delta", partial_json="".join(kept.arguments))
 
     def _piece(self, kind: str, delta: str, **fields: str) -> Iterator[Chunk]:
         if self._open is None or self._open[0] != kind:
             yield from self._close()
+            yield from self._close_calls()
             empty = {"thinking": "", "signature": ""} if kind == "thinking" else {"text": ""}
             yield self._start({"type": kind, **empty})
             self._open = (kind, self._last)
@@ -268,9 +291,23 @@ class EventEncoder:
             index, self._open = self._open[1], None
             yield event("content_block_stop", index=index)
 
-    def _close_calls(self) -> list[Chunk]:
-        calls, self._calls = self._calls, {}
-        return [event("content_block_stop", index=index) for index in calls.values()]
+    def _close_calls(self) -> Iterator[Chunk]:
+        while self._live is not None:
+            yield event("content_block_stop", index=self._last)
+            self._live = None
+            if self._kept:
+                yield from self._go_on_with(min(self._kept))
+
+
+class _Kept:
+    """What has come of a tool call whose turn is not yet."""
+
+    __slots__ = ("arguments", "id", "name")
+
+    def __init__(self, first: ToolCall) -> None:
+        self.id = first.id
+        self.name = first.function.name if first.function is not None else None
+        self.arguments: list[str] = []
 
 
 def _delta(index: int, kind: str, **fields: str) -> Chunk:

@@ -90,6 +90,8 @@ class AnthropicDecoder(Decoder):
             return self._start_block(fields)
         if kind == "content_block_delta":
             return self._add(fields)
+        if kind == "content_block_stop":
+            return self._stop_block(fields)
         if kind == "message_delta":
             return self._change(fields)
         if kind == "message_stop":
@@ -130,6 +132,15 @@ class AnthropicDecoder(Decoder):
         block.add(target, piece)
         return self._told(block, kind, piece)
 
+    def _stop_block(self, fields: dict[str, Any]) -> list[Chunk]:
+        """Arguments of which no piece came stood in the block's start, if not nowhere: `{}` then."""
+        block = self._blocks.get(_index(fields))
+        if block is None or block.call is None or block.told:
+            return []
+        block.told = True
+        arguments = _encode(block.fields.get("input") or {}).decode()
+        return [self._chunk({"tool_calls": [{"index": block.call, "function": {"arguments": arguments}}]})]
+
     def _told(self, block: _Block, kind: str, piece: Any) -> list[Chunk]:
         """Give the chunk of a piece that a reader of chat streams has a word for."""
         if kind == "text_delta":
@@ -137,6 +148,7 @@ class AnthropicDecoder(Decoder):
         if kind == "thinking_delta":
             return [self._chunk({"reasoning_content": piece})]
         if kind == "input_json_delta" and block.call is not None:
+            block.told = True
             return [self._chunk({"tool_calls": [{"index": block.call, "function": {"arguments": piece}}]})]
         return []
 
@@ -234,6 +246,7 @@ class _Block:
         self.fields = fields
         self.kind = fields.get("type")
         self.call: int | None = None  # which tool call of the answer it is
+        self.told = False  # its arguments, or some of them
         self.citations: list[Any] = []
         self._pieces: dict[str, list[str]] = {}
 

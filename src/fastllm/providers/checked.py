@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import InvalidRequestError
 
-DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?(?:;[\w=.+-]+)*?;base64,(.*)", re.DOTALL)
+DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?(?:;[\w=.+-]+)*?;base64,(.*)", re.DOTALL | re.IGNORECASE)
 
 
 def as_list(value: Any, where: str) -> list[Any]:
@@ -49,3 +49,8 @@ def _kind(value: Any) -> str:
 def refused(text: str) -> InvalidRequestError:
     """Make the error of a request that a dialect has no words for."""
     return InvalidRequestError(text, sent=False)
+
+
+def is_data(url: str) -> bool:
+    """Tell whether a URL holds its data; schemes are spelt in any case."""
+    return url[:5].lower() == "data:"

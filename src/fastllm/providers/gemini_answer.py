@@ -8,6 +8,7 @@ none). Parts that a chat message has no field for (images, code, thought signatu
 from __future__ import annotations
 
 import base64
+import re
 from array import array
 from collections.abc import Mapping
 from typing import Any
@@ -31,6 +32,7 @@ _FAILED = frozenset(  # the model's own failures, which another try may not have
      "MISSING_THOUGHT_SIGNATURE", "NO_IMAGE")
 )  # fmt: skip
 _REASONS_BACK = {"stop": "STOP", "length": "MAX_TOKENS", "tool_calls": "STOP", "content_filter": "SAFETY"}
+_NO_ID = re.compile(r"[^A-Za-z0-9-]+")
 _encode = msgspec.json.encode
 
 
@@ -82,7 +84,9 @@ def _count(counts: Mapping[str, Any], name: str) -> int:
 
 def to_completion(answer: Mapping[str, Any]) -> dict[str, Any]:
     """Give the chat completion that an answer is. InternalServerError where the model failed."""
-    choices = [_choice(candidate, place) for place, candidate in enumerate(objects_in(answer.get("candidates")))]
+    name = answer.get("responseId")
+    given = objects_in(answer.get("candidates"))
+    choices = [_choice(candidate, place, name) for place, candidate in enumerate(given)]
     if not choices and is_blocked(answer):
         message = {"role": "assistant", "content": "", "refusal": None}
         choices = [{"index": 0, "message": message, "logprobs": None, "finish_reason": "content_filter"}]
@@ -105,12 +109,12 @@ def is_blocked(answer: Mapping[str, Any]) -> bool:
     return isinstance(feedback, Mapping) and bool(feedback.get("blockReason"))
 
 
-def _choice(candidate: Mapping[str, Any], place: int) -> dict[str, Any]:
+def _choice(candidate: Mapping[str, Any], place: int, answer: Any) -> dict[str, Any]:
     content = candidate.get("content")
     parts = content.get("parts") if isinstance(content, Mapping) else None
     given = [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
     index = candidate.get("index")
-    message = said(given, index if isinstance(index, int) else place)
+    message = said(given, index if isinstance(index, int) else place, answer)
     if not given and candidate.get("finishReason") == "STOP":
         message["content"] = None  # a natural end of nothing is a fault
     return {
@@ -121,8 +125,8 @@ def _choice(candidate: Mapping[str, Any], place: int) -> dict[str, Any]:
     }
 
 
-def said(parts: list[dict[str, Any]], choice: int = 0) -> dict[str, Any]:
-    """Give the message that these parts are."""
+def said(parts: list[dict[str, Any]], choice: int = 0, answer: Any = None) -> dict[str, Any]:
+    """Give the message that these parts are; `answer` is the id of the answer that they came in."""
     texts = [str(part["text"]) for part in parts if "text" in part and not part.get("thought")]
     thoughts = [str(part["text"]) for part in parts if "text" in part and part.get("thought")]
     calls = [part for part in parts if isinstance(part.get("functionCall"), dict)]
@@ -132,7 +136,7 @@ def said(parts: list[dict[str, Any]], choice: int = 0) -> dict[str, Any]:
     if thoughts:
         out["reasoning_content"] = "".join(thoughts)
     if calls:
-        out["tool_calls"] = [call_of(part, place, choice) for place, part in enumerate(calls)]
+        out["tool_calls"] = [call_of(part, place, choice, answer) for place, part in enumerate(calls)]
     if any(not _is_plain(part) for part in parts):
         out["content_parts"] = parts
     return out
@@ -143,11 +147,16 @@ def _is_plain(part: Mapping[str, Any]) -> bool:
     return bool(part.keys() <= {"text", "thought"} or part.keys() <= {"functionCall", "thoughtSignature"})
 
 
-def call_of(part: Mapping[str, Any], place: int, choice: int = 0) -> dict[str, Any]:
-    """Give the tool call that a part is."""
+def call_of(part: Mapping[str, Any], place: int, choice: int = 0, answer: Any = None) -> dict[str, Any]:
+    """Give the tool call that a part is. An id of ours is another one in every answer: a conversation has several."""
     call = part["functionCall"]
+    whose = f"{_NO_ID.sub('-', answer)}_" if isinstance(answer, str) and answer else ""
     function = {"name": call.get("name"), "arguments": _encode(call.get("args") or {}).decode()}
-    out: dict[str, Any] = {"id": call.get("id") or f"call_{choice}_{place}", "type": "function", "function": function}
+    out: dict[str, Any] = {
+        "id": call.get("id") or f"call_{whose}{choice}_{place}",
+        "type": "function",
+        "function": function,
+    }
     if part.get("thoughtSignature"):
         out["extra_content"] = {"google": {"thought_signature": part["thoughtSignature"]}}
     return out

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from .checked import DATA_URL, as_list, as_mapping, as_objects, object_in, refused
+from .checked import DATA_URL, as_list, as_mapping, as_objects, is_data, object_in, refused
 
 _CONFIG = {
     "temperature": "temperature",
@@ -140,7 +140,7 @@ def _conversation(messages: Any) -> dict[str, Any]:
             named = [(call.get("id"), object_in(call.get("function"))) for call in calls]
             names |= {name: function.get("name") for name, function in named if isinstance(name, str)}
         elif role == "tool":
-            role, parts = "user", [_result(message, names, where)]
+            role, parts = "user", [_result(message, names, where), *_beside(message, where)]
         else:
             raise refused(f"{where} has the role {role!r}, which Gemini has not")
         if turns and turns[-1]["role"] == role:
@@ -189,7 +189,7 @@ def _file(file: Mapping[str, Any], where: str) -> dict[str, Any]:
     if file.get("file_id"):
         return {"fileData": {"fileUri": file["file_id"]}}
     data = file.get("file_data")
-    if isinstance(data, str) and not data.startswith(("data:", "http://", "https://", "gs://")):
+    if isinstance(data, str) and not is_data(data) and not data.startswith(("http://", "https://", "gs://")):
         return {"inlineData": {"mimeType": "application/pdf", "data": data}}
     return _data(data, f"{where}.file.file_data", "application/pdf")
 
@@ -198,7 +198,7 @@ def _data(url: Any, where: str, usual: str) -> dict[str, Any]:
     """Data within the request, or the address of some, whose type Gemini wants to be told: by its suffix."""
     if not isinstance(url, str) or not url:
         raise refused(f"{where} must have a url, not {type(url).__name__}")
-    if not url.startswith("data:"):
+    if not is_data(url):
         suffix = url.partition("?")[0].rpartition(".")[2].lower()
         return {"fileData": {"mimeType": _TYPES.get(suffix, usual), "fileUri": url}}
     found = DATA_URL.fullmatch(url)
@@ -251,8 +251,16 @@ def _result(message: Mapping[str, Any], names: Mapping[Any, Any], where: str) ->
         given = msgspec.json.decode(content) if isinstance(content, str) else content
     except (msgspec.DecodeError, RecursionError):
         given = content
-    told = {"name": name, "response": given if isinstance(given, dict) else {"output": content}}
+    if not isinstance(given, dict):
+        given = {"error" if message.get("is_error") else "output": content}
+    told = {"name": name, "response": given}
     return {"functionResponse": {**told, "id": called} if called else told}
+
+
+def _beside(message: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    """Give the images and files of a tool's result: a function's response holds text, so they follow it."""
+    content = message.get("content")
+    return [part for part in _parts(content, where) if "text" not in part] if isinstance(content, list) else []
 
 
 def _tools(tools: Any) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from ..answers import ToolCall
 from ..types import Chunk
 from .checked import as_list, as_mapping, refused
 from .gemini_answer import part_of_call, reason_back, said, usage_back
+from .places import Places
 
 _CONFIG = {
     "temperature": "temperature",
@@ -46,7 +47,7 @@ def from_gemini(body: Mapping[str, Any], model: str) -> dict[str, Any]:
         messages.append({"role": "system", "content": _content(parts, "systemInstruction")})
     called: list[tuple[str, Any]] = []  # names and ids of the calls that wait for a result
     for place, turn in enumerate(as_list(body.get("contents"), "contents")):
-        messages += _messages(as_mapping(turn, f"contents[{place}]"), f"contents[{place}]", called)
+        messages += _messages(as_mapping(turn, f"contents[{place}]"), place, called)
     out: dict[str, Any] = {"model": model, "messages": messages}
     out |= _tools(body.get("tools")) | _choice(body.get("toolConfig"))
     out |= _config(_camel(as_mapping(body.get("generationConfig") or {}, "generationConfig")))
@@ -61,12 +62,13 @@ def _camel(fields: Any) -> Any:
     return {_UNDERSCORE.sub(lambda found: found[1].upper(), str(name)): value for name, value in fields.items()}
 
 
-def _messages(turn: Mapping[str, Any], where: str, called: list[tuple[str, Any]]) -> Iterator[dict[str, Any]]:
+def _messages(turn: Mapping[str, Any], place: int, called: list[tuple[str, Any]]) -> Iterator[dict[str, Any]]:
+    where = f"contents[{place}]"
     role = turn.get("role") or "user"
     given = as_list(turn.get("parts"), f"{where}.parts")
     parts = [_camel(as_mapping(part, f"{where}.parts[]")) for part in given]
     if role == "model":
-        message = said(parts, len(called))
+        message = said(parts, place)
         called += [(call["function"]["name"], call["id"]) for call in message.get("tool_calls") or ()]
         message.pop("refusal")
         yield message
@@ -193,6 +195,7 @@ class AnswerEncoder:
     def __init__(self, model: str) -> None:
         self._model = model
         self._calls: dict[int, dict[int, dict[str, Any]]] = {}  # of each choice
+        self._places: dict[int, Places] = {}  # the same
         self._id = ""
 
     def add(self, chunk: Chunk) -> bytes:
@@ -221,7 +224,8 @@ class AnswerEncoder:
 
     def _collect(self, index: int, call: ToolCall) -> None:
         calls = self._calls.setdefault(index, {})
-        one = calls.setdefault(call.index or 0, {"id": None, "function": {"name": None, "arguments": ""}})
+        place = self._places.setdefault(index, Places()).of(call)
+        one = calls.setdefault(place, {"id": None, "function": {"name": None, "arguments": ""}})
         one["id"] = one["id"] or call.id
         if call.function is not None:
             one["function"]["name"] = one["function"]["name"] or call.function.name

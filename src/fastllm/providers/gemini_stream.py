@@ -140,7 +140,7 @@ class GeminiDecoder(Decoder):
         """Give what a reader of chat streams is told of a part."""
         if isinstance(part.get("functionCall"), dict):
             place, candidate.calls = candidate.calls, candidate.calls + 1
-            return {"tool_calls": [{"index": place, **call_of(part, place, index)}]}
+            return {"tool_calls": [{"index": place, **call_of(part, place, index, self._answer.get("responseId"))}]}
         text = part.get("text")
         if not isinstance(text, str) or not text:
             return {}
