@@ -72,6 +72,10 @@ async def asked(server: Serving, create: Callable[..., Awaitable[Any]], path: st
         raise Unsupported(f"{status} {said}") from error
 
 
+async def _pieces(stream: Any) -> list[str]:
+    return [str(chunk.delta) async for chunk in stream]
+
+
 async def chat(server: Serving) -> str:
     async with client_of(server) as client:
         answer = await client.chat.completions.create(**body_of(server))
@@ -86,7 +90,7 @@ async def streamed(server: Serving) -> str:
     async with client_of(server) as client:
         whole = await client.chat.completions.create(**body_of(server))
         stream = await client.chat.completions.create(**body_of(server), stream=True)
-        pieces = [chunk.delta async for chunk in stream]
+        pieces = await _pieces(stream)
         response = stream.response
     holds("".join(pieces) == response.text, f"{pieces} make {response.text!r}")
     holds(response.text == whole.text, f"streamed {response.text!r}, whole {whole.text!r}")
@@ -189,7 +193,7 @@ async def tools(server: Serving) -> str:
 async def forced_tool(server: Serving) -> str:
     """Of one tool `required` means the same as its name; some servers know only the one or the other."""
     named = {"type": "function", "function": {"name": "weather"}}
-    refusals = []
+    refusals: list[str] = []
     async with client_of(server) as client:
         for choice in (named, "required"):
             body = body_of(server, "Weather in Paris?", tools=[CITY_TOOL], tool_choice=choice, max_tokens=200)
@@ -198,7 +202,7 @@ async def forced_tool(server: Serving) -> str:
                 break
             plain = server.plain("/chat/completions", body)[1]["choices"][0]["message"]
             holds(not plain.get("tool_calls"), "a plain request gets a call")
-            refusals.append("by name" if choice is named else choice)
+            refusals.append("by name" if choice is named else str(choice))
         else:
             raise Unsupported(f"it calls nothing, whether told to {' or '.join(refusals)}")
         last = await (await client.chat.completions.create(**body, stream=True)).final()
@@ -214,13 +218,13 @@ async def completions(server: Serving) -> str:
     async with client_of(server) as client:
         answer = await asked(server, client.completions.create, "/completions", body)
         stream = await client.completions.create(**body, stream=True)
-        pieces = [chunk.delta async for chunk in stream]
+        pieces = await _pieces(stream)
     holds(answer.text and "".join(pieces) == answer.text, f"{answer.text!r}, streamed {pieces}")
     return f"{answer.text!r}, streamed the same"
 
 
 async def responses(server: Serving) -> str:
-    body: dict[str, Any] = {"model": server.model, "input": QUESTION, "max_output_tokens": 24, "temperature": 0}
+    body = {"model": server.model, "input": QUESTION, "max_output_tokens": 24, "temperature": 0}
     async with client_of(server) as client:
         try:
             answer = await asked(server, client.responses.create, "/responses", body)
@@ -228,11 +232,11 @@ async def responses(server: Serving) -> str:
             if server.plain("/responses", body)[0] != NOT_JSON:
                 raise
             stream = await client.responses.create(**body, stream=True)
-            pieces = [str(chunk.delta) async for chunk in stream]
+            pieces = await _pieces(stream)
             holds(pieces and "".join(pieces) == stream.response.text, f"{pieces} make {stream.response.text!r}")
             raise Unsupported("asked for a whole answer it streams one; streamed it is read") from error
         stream = await client.responses.create(**body, stream=True)
-        pieces = [chunk.delta async for chunk in stream]
+        pieces = await _pieces(stream)
     holds(answer.text and "".join(pieces) == answer.text, f"{answer.text!r}, streamed {pieces}")
     return f"{answer.text!r}, streamed the same"
 
