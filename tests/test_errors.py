@@ -68,6 +68,9 @@ TABLE: list[tuple[int, Any, type[APIStatusError], bool]] = [
     (400, error(message="prompt is too long: 210000 tokens > 200000"), ContextLengthError, False),
     (400, error(type="exceed_context_size_error", code=400), ContextLengthError, False),
     (500, error(message="input (3001 tokens) is too large to process", type="api_error"), ContextLengthError, False),
+    # llama_cpp.server, of a field of the request; what its answer lacks is its own fault.
+    (500, error(message="1 validation error:\n {'type': 'x', 'loc': ('body', 'x')}"), BadRequestError, False),
+    (500, error(message="1 validation error:\n {'loc': ('response', 'body')}"), InternalServerError, True),
     (400, error(code="unsupported_parameter", param="top_k"), UnsupportedParameterError, False),
     (400, error(code="unsupported_value"), UnsupportedParameterError, False),
     (400, error(code="content_filter"), ContentFilterError, False),

@@ -45,6 +45,8 @@ Fault = Literal["ours", "theirs", "caller's"]
 SNIPPET_BYTES = 200
 # Providers quote the key they refuse; what looks like one is cut from their text.
 _SECRET = re.compile(r"\b((?:sk|pk|rk|gsk|csk|xai|nvapi|pplx|hf|r8)[-_]|AIza|Bearer\s+)[A-Za-z0-9_.*\-]{8,}")
+# llama_cpp.server answers 500 to a request with a field that it cannot take; in the next try it can take it no better.
+_REFUSED_FIELD = re.compile(r"\bvalidation errors?:.{0,200}?'loc': \('body'", re.DOTALL)
 
 
 class FastLLMError(Exception):
@@ -452,6 +454,8 @@ def _class_for(status: int, code: str | None, kind: str | None, message: str, fo
         return RateLimitError  # a 402 that passes as soon as requests in flight are answered
     if status == 500 and "too large to process" in message:  # llama.cpp, of an input to embed
         return ContextLengthError
+    if status == 500 and _REFUSED_FIELD.search(message):
+        return BadRequestError
     for name in names:
         if name in _BY_CODE:
             return _BY_CODE[name]

@@ -172,6 +172,16 @@ def test_it_embeds_many_inputs_in_a_few_requests_and_says_which_one_is_too_long(
     assert len(vectors[7]) == 576
 
 
+def test_an_input_has_the_same_vector_whatever_else_is_embedded_with_it() -> None:
+    """llama.cpp reads requests together: the mean has to be of all tokens of an input, however long the others are."""
+    texts = ["a cat", "a dog in the garden", "the stock market fell", "word " * 900, "one more " * 300, "again " * 800]
+    with FastLLM() as client:
+        together = client.embeddings.create(model="local/smollm2", input=texts)
+        for text, vector in zip(texts, together.data, strict=True):
+            alone = client.embeddings.create(model="local/smollm2", input=text)
+            assert vector.floats @ alone.data[0].floats > 0.99  # both are of length 1
+
+
 def test_it_streams_what_it_answers_whole(model: llamacpp.LocalModel) -> None:
     ask: Any = {
         "model": "local/smollm2",

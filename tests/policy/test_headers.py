@@ -20,6 +20,7 @@ from fastllm.policy.headers import (
     parse_duration,
     parse_reset,
     read_hints,
+    refusal_about,
 )
 
 NOW = 1_793_000_000.0  # 2026-10-26 07:33:20 UTC
@@ -350,3 +351,28 @@ def test_no_body_raises(body: bytes) -> None:
 def test_a_limit_in_a_message_may_have_commas() -> None:
     body = b'{"error":{"message":"Rate limit reached for m on tokens per min (TPM): Limit 30,000, Used 29,000"}}'
     assert body_hints(body).limits["tokens"].limit == 30_000.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "about"),
+    [
+        ("tokens", "Rate limit reached", "tokens"),  # OpenAI, Groq
+        ("requests", "Rate limit reached", "requests"),
+        (
+            None,
+            "Rate limit reached for gpt-4o on tokens per min (TPM): Limit 300, Used 290, Requested 40",
+            "tokens",
+        ),
+        (None, "Rate limit reached for gpt-4o on requests per min (RPM): Limit 3, Used 3, Requested 1", "requests"),
+        (None, "This request would exceed your organization's rate limit of 40,000 input tokens per minute", "tokens"),
+        (None, "Number of request tokens has exceeded your per-minute rate limit", "tokens"),  # Anthropic
+        (None, "Number of requests has exceeded your per-minute rate limit", "requests"),
+        (None, "Requests to the operation have exceeded token rate limit of your S0 pricing tier", "tokens"),  # Azure
+        (None, "Requests to the operation have exceeded call rate limit of your S0 pricing tier", "requests"),
+        (None, "Limits: 60 requests per minute and 40000 tokens per minute", ""),
+        ("rate_limit_error", "Too many requests", ""),
+        (None, "", ""),
+    ],
+)
+def test_a_refusal_says_what_it_is_about_or_nothing(kind: str | None, message: str, about: str) -> None:
+    assert refusal_about(kind, message) == about

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings, strategies as st
 from fastllm.policy.adaptive import Adaptive
 from fastllm.policy.headers import Hints, Limit
 from fastllm.policy.learner import FREE, PACE, SLOTS, Attempt, Learner
-from fastllm.policy.ledger import ASK, REQUESTS, Ledger
+from fastllm.policy.ledger import ASK, REQUESTS, TOKENS, Ledger
 from fastllm.policy.window import GUARD, WINDOW
 
 INF = float("inf")
@@ -343,6 +343,39 @@ def test_a_block_of_some_seconds_teaches_the_limit_a_minute() -> None:
     assert it.requests.found.value == pytest.approx(600.0, rel=0.03)
     assert len([at for at in good if at >= 120.0]) >= 0.95 * 8 * 600
     assert len([at for at in bad if at >= 120.0]) <= 0.01 * 8 * 600
+
+
+@pytest.mark.parametrize(("about", "found"), [(TOKENS, TOKENS), (REQUESTS, REQUESTS), ("", "both")])
+def test_a_refusal_teaches_the_limit_that_it_is_about(about: str, found: str) -> None:
+    """Large requests that are refused for their tokens say nothing of how many small ones there may be."""
+    it = learner()
+    for k in range(20):
+        it.answered(k / 2 + 0.3, send(it, k / 2, tokens=1000.0), 0.3)
+
+    def refuse(*attempts: Attempt) -> None:
+        for attempt in attempts:
+            assert attempt.request is not None and attempt.token is not None
+            it.requests.settle(attempt.request, -1.0)
+            it.tokens.settle(attempt.token, -1000.0)
+            it.refused(attempt.sent + 0.1, attempt, None, 0, about)
+
+    refuse(*[send(it, 10.0 + k / 100, tokens=1000.0) for k in range(6)])
+    assert it.blocked
+    refuse(send(it, 12.0, tokens=1000.0))
+    it.answered(61.5, send(it, 61.0, tokens=1000.0), 0.3)
+    assert not it.blocked
+    assert it.requests.limit == (20 if found in (REQUESTS, "both") else None)
+    assert it.tokens.limit == (20_000 if found in (TOKENS, "both") else None)
+
+
+def test_a_limit_that_was_found_gives_way_only_to_refusals_that_are_about_it() -> None:
+    it = learner()
+    it.requests.find(0.0, 20.0)
+    attempts = [send(it, 1.0 + k, tokens=1000.0) for k in range(20)]
+    it.refused(22.0, attempts[-1], None, 0, TOKENS)
+    assert it.requests.found.value == 20.0
+    it.refused(23.0, attempts[-1], None, 0, REQUESTS)
+    assert it.requests.found.value < 20.0
 
 
 def test_a_single_refusal_lowers_what_let_it_through_and_nothing_else() -> None:

@@ -79,6 +79,16 @@ def test_a_vector_beyond_floats_is_an_error() -> None:
         GeminiProvider().decode(request, HTTPResponse(status=200, body=body))
 
 
+@pytest.mark.parametrize("vector", ["[[0.1,0.2],[0.3,0.4]]", "[ [0.1] ]", '[{"x":1}]', "[null]", "{}", "1"])
+def test_what_is_no_list_of_numbers_is_no_vector(vector: str) -> None:
+    """llama_cpp.server gives a vector for each token of an input: read as one, it would be empty."""
+    body = b'{"data":[{"index":0,"embedding":%b}],"usage":{"total_tokens":2}}' % vector.encode()
+    with pytest.raises(ProtocolError, match="no list of numbers"):
+        OpenAIProvider().decode(
+            Request.of({"model": "m", "input": "x"}, path=EMBEDDINGS), HTTPResponse(status=200, body=body)
+        )
+
+
 def test_a_number_beyond_floats_in_an_unknown_field_does_not_lose_the_answer() -> None:
     body = b'{"created":"x","odd":1e999,"choices":[{"message":{"content":"hi"},"finish_reason":"stop"}]}'
     found = OpenAIProvider().decode(asked(), HTTPResponse(status=200, body=body))

@@ -21,6 +21,7 @@ from ..errors import (
 from ..policy.backoff import UNREACHABLE_CODES, only_patience
 from ..policy.breaker import PROBE
 from ..policy.fingerprint import scope
+from ..policy.headers import refusal_about
 from ..policy.hedging import Hedging
 from ..policy.packing import Packing
 from ..policy.parameters import Parameters
@@ -165,7 +166,7 @@ class Endpoint:
                 self._pay(permit, partial)
         if isinstance(error, RateLimitError):
             if error.retryable:
-                limiter.refused(permit, error.retry_after)
+                limiter.refused(permit, error.retry_after, refusal_about(error.type, error.message))
         elif isinstance(error, (APIConnectionError, InternalServerError)):
             self.broke(permit, error)
         elif isinstance(error, APIStatusError) and not error.fatal_for_key:

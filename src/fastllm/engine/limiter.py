@@ -320,14 +320,15 @@ class Limiter:
             self.breaker.succeeded(now, permit.sent)
         self.learner.answered(now, permit, latency)
 
-    def refused(self, permit: Permit, wait: float | None) -> None:
-        """The attempt was refused by a limit (429): its bookings are given back, its slot is not yet."""
+    def refused(self, permit: Permit, wait: float | None, about: str = "") -> None:
+        """The attempt was refused by a limit (429), of `about` if it said: its bookings are given back, its slot is not
+        yet."""
         now = self._clock.now()
         permit.refund()
         self._proven = self._uneasy = True
         self._on_trial = False
         self.breaker.succeeded(now, permit.sent)
-        self.learner.refused(now, permit, wait, self.in_flight - 1)
+        self.learner.refused(now, permit, wait, self.in_flight - 1, about)
 
     def overloaded(self, permit: Permit) -> None:
         """The provider is out of capacity."""

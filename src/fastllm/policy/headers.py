@@ -236,6 +236,8 @@ _TRY_AGAIN = re.compile(
     re.IGNORECASE,
 )
 _LIMIT = re.compile(rb"on (requests|tokens) per (min|day)[^:]{0,20}: Limit:? ([0-9][0-9,]{0,18})", re.IGNORECASE)
+_OF_TOKENS = re.compile(r"\btokens? (?:per |rate limit|has exceeded|have exceeded)|\bTPM\b", re.IGNORECASE)
+_OF_REQUESTS = re.compile(r"\b(?:request|call)s? (?:per |rate limit|has exceeded|have exceeded)|\bRPM\b", re.IGNORECASE)
 _PER_DAY = re.compile(rb'"[^"]*PerDay[^"]*"')  # a quotaId
 _WORD_SECONDS = {b"mil": 1e-3, b"sec": 1.0, b"min": 60.0, b"hou": 3600.0}
 
@@ -299,3 +301,14 @@ def _wait_in_text(text: bytes) -> float | None:
         return parse_duration(match[1].decode("ascii").lower())
     seconds = _number(match[2])
     return min(seconds * _WORD_SECONDS[match[3][:3].lower()], LONGEST) if seconds is not None else None
+
+
+def refusal_about(kind: str | None, message: str) -> str:
+    """Give what a refusal is about, "requests" or "tokens", by its error's type or else its message; "" where it does
+    not say, or names both."""
+    if kind in ("requests", "tokens"):
+        return kind
+    tokens, requests = _OF_TOKENS.search(message), _OF_REQUESTS.search(message)
+    if tokens is None:
+        return "requests" if requests is not None else ""
+    return "tokens" if requests is None else ""

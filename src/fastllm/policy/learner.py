@@ -11,6 +11,8 @@ what let it through, and an answer raises only what held it back. Rules for a re
    it is where a minute's use was the same when it happened last, at another pace.
 4. A single refusal: the number that let it through gives way by 2 %.
 
+A refusal that says what it is about, requests or tokens, teaches nothing of the other ledger.
+
 Others who use the same quota show as the difference between the provider's count and ours; it is held free for them.
 The first news is believed at once, for the former self of a process that was begun again is such another.
 """
@@ -18,6 +20,7 @@ The first news is believed at once, for the former self of a process that was be
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import msgspec
 
@@ -59,9 +62,9 @@ class Learner:
     """The learnt limits of one endpoint and model. Times are monotonic seconds."""
 
     __slots__ = (
-        "_block_wait", "_blocked_since", "_crowd", "_cut_at", "_dropped", "_gross_at", "_level", "_met", "_probe",
-        "_probe_at", "_score", "_spread", "_standing", "_trip", "adaptive", "answers", "count", "kind", "pace",
-        "quotas", "requests", "slots", "tokens",
+        "_about", "_block_wait", "_blocked_since", "_crowd", "_cut_at", "_dropped", "_gross_at", "_level", "_met",
+        "_probe", "_probe_at", "_score", "_spread", "_standing", "_trip", "adaptive", "answers", "count", "kind",
+        "pace", "quotas", "requests", "slots", "tokens",
     )  # fmt: skip
 
     def __init__(self, slots: Adaptive, *, rpm: float | None, tpm: float | None, adaptive: bool = True) -> None:
@@ -81,10 +84,9 @@ class Learner:
         self._probe_at = 0.0
         self._trip = 0.3  # seconds that a refusal takes; a probe not refused within half as long again is let through
         self._level = (0.0, 0.0)
-        self._met = (
-            0.0,
-            1.0,
-        )  # what had been let through in a minute when it was last blocked, and a second's pace then
+        self._about = ""  # what the refusals of this block are about: the name of a ledger, if all say the same
+        # What had been let through in a minute when it was last blocked, by ledger, and a second's pace then.
+        self._met = {REQUESTS: (0.0, 1.0), TOKENS: (0.0, 1.0)}
         self.kind = ""  # what refusals are about, once that is clear: RATE or ROOM
         self._score = 0.0
         self._crowd = self._spread = 0.0  # mean and variance of the attempts in flight
@@ -208,13 +210,14 @@ class Learner:
             self._cut_at = now
             self.slots.settle(now, came // 2)
 
-    def refused(self, now: float, attempt: Attempt, wait: float | None, in_flight: int) -> None:
-        """A 429. Its bookings are given back already; `in_flight` are those still under way."""
+    def refused(self, now: float, attempt: Attempt, wait: float | None, in_flight: int, about: str = "") -> None:
+        """A 429. Its bookings are given back already; `in_flight` are those still under way. `about` is the name of the
+        ledger that it says is full, if it says so."""
         if not self.adaptive or attempt.request is None or (wait is not None and wait > _NOT_OURS):
             return
         attempt.request.refused += 1.0
         self.requests.nothings = self.tokens.nothings = 0
-        if self._told_full(now, attempt, wait):
+        if self._told_full(now, attempt, wait, about):
             return
         trip = now - attempt.sent
         self._trip += 0.3 * (max(0.05, min(1.0, trip)) - self._trip)
@@ -222,6 +225,8 @@ class Learner:
         news = self.pace.value == INF and not self.requests.known and self.requests.found.value == INF
         many = refused >= MANY and (news or refused > SHARE * (kept + refused))
         if self._blocked_since < INF:
+            if about != self._about:
+                self._about = ""
             if attempt.sent > self._blocked_since:
                 self._refused_again(now, attempt)
             else:
@@ -229,7 +234,7 @@ class Learner:
                 if many:
                     self._measure(now, attempt, kept, in_flight)
             return
-        if self._found_full(now, attempt):
+        if self._found_full(now, attempt, about):
             return
         if attempt.sent > self._cut_at:
             self._weigh(now, attempt)
@@ -237,15 +242,22 @@ class Learner:
             self._cut_at = now
         if many and attempt.sent > self._gross_at:
             self._measure(now, attempt, kept, in_flight)
-            self._block(now, wait)
+            self._block(now, wait, about)
         elif wait is not None and wait >= BLOCKED and not self.quotas:
             self._standing, self._dropped = in_flight, 0
-            self._block(now, wait)  # it says itself that it is a limit of a minute: the level now is the limit
+            self._block(now, wait, about)  # it says itself that it is a limit of a minute: the level now is the limit
 
-    def _told_full(self, now: float, attempt: Attempt, wait: float | None) -> bool:
+    def _full(self, attempt: Attempt, about: str) -> Iterator[tuple[Ledger, float]]:
+        """Give the ledgers that a refusal may be about, each with what was used of it."""
+        if about != TOKENS:
+            yield self.requests, attempt.used
+        if about != REQUESTS:
+            yield self.tokens, attempt.used_tokens
+
+    def _told_full(self, now: float, attempt: Attempt, wait: float | None, about: str) -> bool:
         """A ledger that was told is full, with what others use: hold free for them what they have just shown to use."""
         found = False
-        for ledger, used in ((self.requests, attempt.used), (self.tokens, attempt.used_tokens)):
+        for ledger, used in self._full(attempt, about):
             if ledger.told < INF and used + ledger.foreign >= _TO_FULL * ledger.told:
                 found = True
                 if not wait and ledger is self.requests:
@@ -281,10 +293,10 @@ class Learner:
                 self.slots.full(now, 0.98 * attempt.in_flight)
                 self.pace.set(now, 2.0 * self.pace.value)
 
-    def _found_full(self, now: float, attempt: Attempt) -> bool:
+    def _found_full(self, now: float, attempt: Attempt, about: str) -> bool:
         """A limit a minute that was found before is a little lower: it is what was let through of the last minute."""
         full = False
-        for ledger, used in ((self.requests, attempt.used), (self.tokens, attempt.used_tokens)):
+        for ledger, used in self._full(attempt, about):
             if used >= _TO_FULL * ledger.found.value:
                 full = ledger.sure = True
                 ledger.window.fits(now, 0.0)
@@ -305,9 +317,9 @@ class Learner:
         if self.kind != RATE:
             self.slots.full(now, max(1, self._standing - self._dropped))
 
-    def _block(self, now: float, wait: float | None) -> None:
+    def _block(self, now: float, wait: float | None, about: str) -> None:
         """Send nothing until it is known what became of all that is under way; then a probe."""
-        self._blocked_since = now
+        self._blocked_since, self._about = now, about
         self._level = (self.requests.window.used, self.tokens.window.used)
         self._block_wait = _FIRST_PROBE
         self._probe = None
@@ -323,17 +335,18 @@ class Learner:
         self._blocked_since = INF
         self._probe = None
         requests, tokens = self._level
-        level, pace = self._met
-        self._met = (requests, self.pace.value)
-        again = abs(requests - level) <= ALIKE * requests and not 1 / UNLIKE < self.pace.value / pace < UNLIKE
+        ledger, level = (self.tokens, tokens) if self._about == TOKENS else (self.requests, requests)
+        before, pace = self._met[ledger.name]
+        self._met[ledger.name] = (level, self.pace.value)
+        again = abs(level - before) <= ALIKE * level and not 1 / UNLIKE < self.pace.value / pace < UNLIKE
         if requests < 1.0:
             self.pace.set(when, INF)  # nothing was let through before: there is no limit to be seen
             self.slots.reopen(when, START)
-        elif (again or lasted >= BLOCKED) and not (
-            self.requests.told < INF and requests < UNLIKELY * self.requests.told
-        ):
-            self.requests.find(when, requests)
-            self.tokens.find(when, tokens)
+        elif (again or lasted >= BLOCKED) and not (ledger.told < INF and level < UNLIKELY * ledger.told):
+            if self._about != TOKENS:
+                self.requests.find(when, requests)
+            if self._about != REQUESTS:
+                self.tokens.find(when, tokens)
             self.pace.set(when, INF)
             self.slots.reopen(when, self._standing)
 

@@ -7,6 +7,7 @@ import re
 import msgspec
 
 _TOKENS = re.compile(rb"\s*\[\s*\d")  # one input, as an array of token ids
+_VECTOR = re.compile(rb"\s*(?:\"|\[\s*[-\d])")  # base64, or numbers: as far as its first tells
 _NOTHING = frozenset((b"[]", b'""', b"null"))
 
 
@@ -57,6 +58,8 @@ def vectors_of(body: bytes, count: int) -> list[Vector]:
         raise ValueError(f"has {len(data)} vectors for {count} inputs")
     if any(bytes(vector.embedding).strip() in _NOTHING or not vector.embedding for vector in data):
         raise ValueError("has an empty vector")
+    if not all(_VECTOR.match(vector.embedding) for vector in data):
+        raise ValueError("has a vector that is no list of numbers")
     if all(vector.index is None for vector in data):
         return data
     if {vector.index for vector in data} != set(range(count)):
