@@ -101,6 +101,16 @@ class Endpoint:
         self._out_since: float | None = None  # an outage that was told of
         self.scope = scope(provider.name, target.base_url, target.headers, namespace)
 
+    def is_like(self, other: Endpoint) -> bool:
+        """Tell whether another endpoint at the same place was made with the same options."""
+        return (
+            (self.scope, self.limiter.limits, self.price, self.limit_names)
+            == (other.scope, other.limiter.limits, other.price, other.limit_names)
+            and type(self.provider) is type(other.provider)
+            and self.packing.inputs == other.packing.inputs
+            and (self.purse and self.purse.budget) is (other.purse and other.purse.budget)
+        )
+
     @property
     def model(self) -> str:
         """The model's name on the wire."""

@@ -354,18 +354,27 @@ class Engine:
         # Where nobody has ever answered, waiting is not excused: it is no outage.
         breaker = endpoint.limiter.breaker
         waited = call.excuse(self.clock.now()) if breaker.proven or not breaker.opened else None
+        queue = None if batch else call.timeout.queue
+        limit = self.clock.deadline(queue)
         try:
-            while True:
-                parking.check(endpoint, patience, self.clock, batch=batch)
-                try:
-                    return await endpoint.limiter.acquire(
-                        estimate,
-                        request.priority,
-                        patience=patience,
-                        estimate=lambda: endpoint.estimator.estimate(request),
-                    )
-                except ParkedError:
-                    continue
+            if queue is not None and endpoint.limiter.least_wait(estimate) > queue:
+                raise parking.queue_too_long(endpoint, estimate, queue)
+            with limit:
+                while True:
+                    parking.check(endpoint, patience, self.clock, batch=batch)
+                    try:
+                        return await endpoint.limiter.acquire(
+                            estimate,
+                            request.priority,
+                            patience=patience,
+                            estimate=lambda: endpoint.estimator.estimate(request),
+                        )
+                    except ParkedError:
+                        continue
+        except TimeoutError as error:
+            if queue is None or not limit.expired or isinstance(error, LLMError):
+                raise
+            raise parking.queue_too_long(endpoint, estimate, queue) from None
         finally:
             self.stats.waiting -= 1
             if waited is not None:

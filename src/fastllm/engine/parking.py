@@ -11,11 +11,13 @@ from collections.abc import Callable
 from ..clock import Clock
 from ..errors import BudgetExceededError, RateLimitError, StoppedError
 from ..options import Retry
+from ..policy.tokens import Estimate
 from .call import Call
 from .endpoint import Endpoint
 from .limiter import Permit
 from .stats import Stats
 
+LONGEST = 86_400.0  # seconds: what is told of a wait whose end is not known
 PURSE_WAIT = 0.5  # seconds between looks at money that is held for others
 
 
@@ -33,6 +35,13 @@ def check(endpoint: Endpoint, most: float, clock: Clock, *, batch: bool) -> None
     if batch:
         raise StoppedError(text, code="blocked", sent=False)
     raise RateLimitError(text, code="blocked", retry_after=seconds, retryable=False, sent=False)
+
+
+def queue_too_long(endpoint: Endpoint, need: Estimate, most: float) -> RateLimitError:
+    """Make the error of a single call that may not wait as long as it would take."""
+    seconds = min(endpoint.limiter.outlook(need), LONGEST)
+    text = f"not sent: too many requests wait for {endpoint.name}; {most:g} s (timeout.queue) are not enough"
+    return RateLimitError(text, code="queue_timeout", retry_after=seconds, retryable=False, sent=False)
 
 
 def blocked_until(endpoint: Endpoint, clock: Clock, seconds: float) -> str:
