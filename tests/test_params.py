@@ -13,8 +13,10 @@ from fastllm.answers import FunctionCall, Message, Payload, ToolCall
 from fastllm.batch import RequestBatch as Batch
 from fastllm.client import AsyncFastLLM
 from fastllm.errors import InvalidRequestError
+from fastllm.providers.anthropic import AnthropicProvider
+from fastllm.providers.gemini import GeminiProvider
 from fastllm.transport.scripted import ScriptedTransport
-from fastllm.types import HTTPRequest, HTTPResponse
+from fastllm.types import HTTPRequest, HTTPResponse, Request, Target
 
 ASK = {"role": "user", "content": "x"}
 ANSWER = b"""{"choices": [{"finish_reason": "tool_calls", "message": {"role": "assistant", "content": null,
@@ -66,6 +68,75 @@ def test_an_answers_message_goes_back_into_a_conversation_without_its_empty_fiel
     batch.chat.completions.create(model="m", messages=[made])
     calls = [{"id": "c2", "function": {"name": "g", "arguments": ""}}]
     assert body_of(batch)["messages"] == [{"role": "assistant", "tool_calls": calls}]
+
+
+BLOCKS = [
+    {"type": "thinking", "thinking": "hm", "signature": "SIGNED"},
+    {"type": "tool_use", "id": "t1", "name": "w", "input": {}},
+]
+PARTS = [{"text": "ok", "thoughtSignature": "SIGNED"}, {"functionCall": {"name": "w", "args": {}}}]
+SIGNED_CALL = [{"functionCall": {"name": "w", "args": {}}, "thoughtSignature": "SIGNED"}]
+
+
+def gemini(parts: Any) -> dict[str, Any]:
+    return {"candidates": [{"content": {"role": "model", "parts": parts}, "finishReason": "STOP"}]}
+
+
+def events_of_blocks() -> list[dict[str, Any]]:
+    events: list[dict[str, Any]] = [{"type": "message_start", "message": {"id": "m"}}]
+    events += [{"type": "content_block_start", "index": i, "content_block": block} for i, block in enumerate(BLOCKS)]
+    return [*events, {"type": "message_delta", "delta": {"stop_reason": "tool_use"}}, {"type": "message_stop"}]
+
+
+@pytest.mark.parametrize(
+    ("provider", "answer", "events", "expected"),
+    [
+        (AnthropicProvider(), {"content": BLOCKS, "stop_reason": "tool_use"}, events_of_blocks(), BLOCKS),
+        (GeminiProvider(), gemini(PARTS), [gemini(PARTS)], PARTS),
+        (GeminiProvider(), gemini(SIGNED_CALL), [gemini(SIGNED_CALL)], None),
+    ],
+)
+@pytest.mark.parametrize("streamed", [False, True])
+def test_an_answers_message_goes_back_with_all_that_its_provider_wants_to_see_again(
+    provider: Any, answer: Any, events: Any, expected: Any, streamed: bool
+) -> None:
+    """As the typed object that the docs say to put into the next messages, from an answer whole or streamed."""
+    asked = Request.of({"model": "m", "messages": [ASK], "stream": streamed})
+    if streamed:
+        decoder = provider.decoder(asked)
+        decoder.feed(b"".join(b"data: %b\n\n" % msgspec.json.encode(event) for event in events))
+        decoder.finish()
+        message = decoder.response().choices[0].message
+    else:
+        body = msgspec.json.encode(answer)
+        message = provider.decode(asked, HTTPResponse(status=200, body=body)).choices[0].message
+    result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "1"}
+    batch = RequestBatch()
+    batch.chat.completions.create(model="m", messages=[ASK, message, result])
+    (request,) = batch
+    assert b"null" not in request.body and b"parsed" not in request.body
+    sent = json.loads(provider.encode(request, Target(base_url="https://p.example")).body)
+    said = sent["messages"][1]["content"] if "messages" in sent else sent["contents"][1]["parts"]
+    if expected is None:
+        assert said[0]["thoughtSignature"] == "SIGNED" and said[0]["functionCall"]["name"] == "w"
+    else:
+        assert said == expected
+
+
+def test_what_openai_compatible_vendors_want_to_see_again_goes_back_too() -> None:
+    message = {
+        "role": "assistant",
+        "content": "x",
+        "images": [{"type": "image_url", "image_url": {"url": "data:"}}],
+        "reasoning_details": [{"type": "reasoning.encrypted", "data": "SIGNED"}],
+        "thinking_blocks": [{"type": "thinking", "thinking": "hm", "signature": "SIGNED"}],
+        "extra_content": {"google": {"thought_signature": "SIGNED"}},
+        "tool_calls": [{"id": "c", "type": "custom", "custom": {"name": "sql", "input": "SELECT 1"}}],
+    }
+    typed = msgspec.convert({"choices": [{"message": message}]}, Payload).choices[0].message  # type: ignore[index]
+    batch = RequestBatch()
+    batch.chat.completions.create(model="m", messages=[typed])
+    assert body_of(batch)["messages"] == [message]
 
 
 async def test_a_batchs_id_is_the_requests_hash_and_begins_its_cache_key_unless_a_prefix_was_cut_off() -> None:

@@ -75,18 +75,30 @@ class FunctionCall(msgspec.Struct):
     arguments: str | None = None
 
 
+class CustomCall(msgspec.Struct):
+    """A custom tool the model wants called; `input` is free text."""
+
+    name: str | None = None
+    input: str | None = None
+
+
 class ToolCall(msgspec.Struct):
-    """One tool call, whole or (in a stream) a piece of the call at `index`."""
+    """One tool call, whole or (in a stream) a piece of the call at `index`. `extra_content` is what the provider wants
+    to see again with it: Gemini's thought signature."""
 
     id: str | None = None
     type: str | None = None
     index: int | None = None
     function: FunctionCall | None = None
+    custom: CustomCall | None = None
+    extra_content: Any = None
 
 
 class Message(msgspec.Struct):
     """An assistant's message, whole or (in a stream) what one chunk adds to it. `parsed` is its content as a schema
-    reads it, where one was asked for."""
+    reads it, where one was asked for. What providers want to see again when the message is part of the next request
+    (signatures of thoughts, blocks that chat has no word for) is kept in `content_blocks` (Anthropic), `content_parts`
+    (Gemini), `reasoning_details` (OpenRouter), `thinking_blocks` and `extra_content`."""
 
     role: str | None = None
     content: Any = None
@@ -97,6 +109,12 @@ class Message(msgspec.Struct):
     function_call: FunctionCall | None = None
     annotations: Any = None
     audio: Any = None
+    images: Any = None
+    content_blocks: Any = None
+    content_parts: Any = None
+    reasoning_details: Any = None
+    thinking_blocks: Any = None
+    extra_content: Any = None
     parsed: Any = None
 
 
@@ -109,6 +127,20 @@ class Choice(msgspec.Struct):
     text: str | None = None
     finish_reason: str | None = None
     logprobs: Any = None
+
+
+class DeltaCall(ToolCall, forbid_unknown_fields=True):
+    """A piece of a tool call that has no field beside these."""
+
+
+class Delta(Message, forbid_unknown_fields=True):
+    """What a chunk adds to a message, where it has no field beside these: so unknown ones are noticed at no cost."""
+
+    tool_calls: list[DeltaCall] | None = None  # type: ignore[assignment]
+
+
+class _StreamChoice(Choice):
+    delta: Delta = msgspec.field(default_factory=Delta)
 
 
 class Embedding(msgspec.Struct):
@@ -183,7 +215,12 @@ class Payload(msgspec.Struct):
         return self.delta if isinstance(self.delta, str) and self.type == "response.output_text.delta" else ""
 
 
+class _StreamPayload(Payload):
+    choices: list[_StreamChoice] | None = None  # type: ignore[assignment]
+
+
 _payload = msgspec.json.Decoder(Payload)
+_stream_payload = msgspec.json.Decoder(_StreamPayload).decode
 _object = msgspec.json.Decoder(dict[str, Any]).decode
 
 
@@ -194,6 +231,14 @@ def decode_payload(body: bytes) -> Payload:
     except msgspec.ValidationError:
         payload = lenient(_decode_any(body), Payload)
         return payload if payload is not None else Payload()
+
+
+def decode_event(data: bytes) -> tuple[Payload, bool]:
+    """Read an event of a stream, and tell whether it may have fields that are lost in what is given."""
+    try:
+        return _stream_payload(data), False
+    except msgspec.ValidationError:
+        return decode_payload(data), True
 
 
 def decode_object(body: bytes) -> dict[str, Any]:
@@ -208,7 +253,12 @@ def _decode_any(body: bytes) -> Any:
     try:
         return msgspec.json.decode(body)
     except msgspec.ValidationError:
-        return json.loads(body)  # a number beyond every float, which is no number at all to msgspec
+        # A number beyond every float, which is no number at all to msgspec.
+        return json.loads(body, parse_constant=_no_number)
+
+
+def _no_number(text: str) -> Any:
+    raise msgspec.DecodeError(f"JSON has no {text}")
 
 
 def lenient(value: Any, kind: Any) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callab
 from contextlib import ExitStack, aclosing
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Never, Self, TypedDict, Unpack, cast
+from typing import Any, Literal, Never, Self, TypedDict, Unpack
 
 import msgspec
 
@@ -434,12 +434,8 @@ class AsyncFastLLM:
         limits = self._options.limits or Limits()
         return limits.concurrency or DEFAULT_CONCURRENCY * self._size
 
-    async def _outcomes(self, rows: Any, *, ordered: bool) -> AsyncGenerator[Outcome, None]:
-        # Closed here, not when it is collected: whoever closes this one finds nothing under way afterwards.
-        found = outcomes(self._many, rows, concurrency=self._rows_in_work, ordered=ordered)
-        async with aclosing(cast(AsyncGenerator[Outcome, None], found)):
-            async for outcome in found:
-                yield outcome
+    def _outcomes(self, rows: Any, *, ordered: bool) -> AsyncGenerator[Outcome, None]:
+        return outcomes(lambda: self._many, rows, concurrency=self._rows_in_work, ordered=ordered)
 
     @property
     def stats(self) -> Snapshot:

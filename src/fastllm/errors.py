@@ -72,7 +72,8 @@ class JobConflictError(ConfigError):
 
 
 class Tried(msgspec.Struct, frozen=True, kw_only=True):
-    """One attempt that brought no answer: who was asked, and the error's class, status and code."""
+    """One attempt that brought no answer: who was asked, and the error's class, status and code. On a route it may also
+    be an endpoint that was passed over without an attempt, as its key was refused or it is blocked for long."""
 
     endpoint: str
     error: str

@@ -25,7 +25,7 @@ def rows_of(items: Iterable[Item] | AsyncIterable[Item], model: str) -> Iterable
     intake = Intake(Recipe(model=model))
     if hasattr(items, "__arrow_c_stream__"):
         items = map(without_nulls, rows_of_stream(items))  # a data frame would iterate its columns' names
-    return _each(items, lambda item: _safely(intake, lambda: _row(intake, item, model)))
+    return _each(items, intake, lambda item: _row(intake, item, model))
 
 
 def mapped(
@@ -48,17 +48,16 @@ def mapped(
 
     def make(value: Any) -> Row:
         if isinstance(template, str):
-            columns = value if isinstance(value, Mapping) else {_PLAIN_VALUE: value}
-            row = _safely(intake, lambda: intake.columns(dict(columns), 0))
+            row = intake.columns(dict(value) if isinstance(value, Mapping) else {_PLAIN_VALUE: value}, 0)
         else:
-            row = _safely(intake, lambda: _made(intake, template(value), model))
+            row = _made(intake, template(value), model)
         if options and row.request is not None:
             row.request = msgspec.structs.replace(row.request, **options)
         return row
 
     if hasattr(rows, "__arrow_c_stream__"):
         rows = rows_of_stream(rows)
-    return _each(rows, make)
+    return _each(rows, intake, make)
 
 
 def _made(intake: Intake, item: Any, model: str) -> Row:
@@ -70,6 +69,10 @@ def _made(intake: Intake, item: Any, model: str) -> Row:
 
 
 def _row(intake: Intake, item: Any, model: str) -> Row:
+    if type(item) is dict:
+        return intake.columns(item, 0)
+    if isinstance(item, bytes):
+        return intake.line(item, 0)
     if isinstance(item, Request):
         index = intake.count
         intake.count += 1
@@ -80,8 +83,6 @@ def _row(intake: Intake, item: Any, model: str) -> Row:
             item = item.with_fields(stream=msgspec.UNSET, stream_options=msgspec.UNSET)
         request = msgspec.structs.replace(item, **changes)
         return Row(index=index, request=request, custom_id=request.custom_id)
-    if isinstance(item, bytes):
-        return intake.line(item, 0)
     if isinstance(item, str):
         return intake.columns({"prompt": item}, 0)
     if isinstance(item, list):
@@ -91,28 +92,36 @@ def _row(intake: Intake, item: Any, model: str) -> Row:
     return intake.bad(0, f"an item must be a Request, a mapping, bytes of JSON or a prompt, not {type(item).__name__}")
 
 
-def _safely(intake: Intake, make: Callable[[], Row]) -> Row:
+def _unmade(intake: Intake, count: int, error: Exception) -> Row:
     """What a user's callable raises, or a value that is no JSON, is that row's error and nobody else's."""
-    count = intake.count
-    try:
-        return make()
-    except Exception as error:
-        intake.count = count
-        row = intake.bad(0, f"the row could not be made: {type(error).__name__}: {error}")
-        if isinstance(row.error, InvalidRequestError):
-            row.error.__cause__ = error
-        return row
+    intake.count = count
+    row = intake.bad(0, f"the row could not be made: {type(error).__name__}: {error}")
+    if isinstance(row.error, InvalidRequestError):
+        row.error.__cause__ = error
+    return row
 
 
-def _each(items: Iterable[Any] | AsyncIterable[Any], make: Callable[[Any], Row]) -> Iterable[Row] | AsyncIterable[Row]:
-    return _async_each(items, make) if isinstance(items, AsyncIterable) else _sync_each(items, make)
+def _each(
+    items: Iterable[Any] | AsyncIterable[Any], intake: Intake, make: Callable[[Any], Row]
+) -> Iterable[Row] | AsyncIterable[Row]:
+    return _async_each(items, intake, make) if isinstance(items, AsyncIterable) else _sync_each(items, intake, make)
 
 
-def _sync_each(items: Iterable[Any], make: Callable[[Any], Row]) -> Iterator[Row]:
+def _sync_each(items: Iterable[Any], intake: Intake, make: Callable[[Any], Row]) -> Iterator[Row]:
     for item in items:
-        yield make(item)
+        count = intake.count
+        try:
+            row = make(item)
+        except Exception as error:
+            row = _unmade(intake, count, error)
+        yield row
 
 
-async def _async_each(items: AsyncIterable[Any], make: Callable[[Any], Row]) -> AsyncIterator[Row]:
+async def _async_each(items: AsyncIterable[Any], intake: Intake, make: Callable[[Any], Row]) -> AsyncIterator[Row]:
     async for item in items:
-        yield make(item)
+        count = intake.count
+        try:
+            row = make(item)
+        except Exception as error:
+            row = _unmade(intake, count, error)
+        yield row

@@ -72,7 +72,7 @@ def test_a_reader_that_is_cancelled_gives_slot_and_connection_back_at_once() -> 
 
 def test_a_decoder_that_breaks_gives_slot_and_connection_back(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
-        for broken in ("feed", "response"):
+        for broken, error in (("feed", e.ProtocolError), ("response", e.RateLimitError)):
             with monkeypatch.context() as patch:
                 source = Source(piece("a"), 1.0, LATER)
                 engine = streaming(source, limits=Limits(concurrency=1))
@@ -82,7 +82,7 @@ def test_a_decoder_that_breaks_gives_slot_and_connection_back(monkeypatch: pytes
                     raise ZeroDivisionError
 
                 patch.setattr(OpenAIDecoder, broken, fail)
-                with pytest.raises(ZeroDivisionError):
+                with pytest.raises(error):
                     await stream.final()
                 assert source.closed and idle(engine)
 

@@ -150,6 +150,38 @@ def test_one_bad_input_costs_the_others_nothing_and_no_cap_is_learnt_from_it() -
     run_virtual(main)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "This model's maximum context length is 8192 tokens, however you requested 10001 tokens (10001 in your prompt; "
+        "0 for the completion). Please reduce your prompt; or completion length.",
+        "Invalid 'input[50]': maximum input length is 8192 tokens.",
+        "Input validation error: `inputs` must have less than 8192 tokens. Given: 10001",
+    ],
+)
+def test_one_input_that_is_too_long_fails_alone_and_the_others_go_on_in_full_packs(words: str) -> None:
+    texts = [f"text {i} " + "word " * 200 for i in range(1000)]
+    long = "x" * 40_000
+
+    async def main() -> None:
+        vendor = Vendor()
+
+        def choosy(http: HTTPRequest) -> HTTPResponse:
+            return said(400, words) if long.encode() in http.body else vendor(http)
+
+        engine = make_engine(choosy, packing=Packing(2048, 300_000))
+        engine.pack()
+        given = [*texts[:50], long, *texts[50:100]]
+        check(await embed(engine, given, 2000), given, [long])
+        vendor.sizes.clear()
+        check(await embed(engine, texts, 2000), texts)
+        assert len(vendor.sizes) <= 4 and min(vendor.sizes) > 200  # by the tokens that this vendor counts
+        packing = engine.router.endpoints[0].packing
+        assert (packing.inputs, packing.tokens) == (2048, 300_000)
+
+    run_virtual(main)
+
+
 @pytest.mark.parametrize(("words", "most_refused"), [("at most 32 inputs", 2), ("too many", 7)])
 def test_the_cap_is_learnt_once(words: str, most_refused: int) -> None:
     texts = [f"t{i}" for i in range(2000)]
@@ -262,6 +294,36 @@ def test_inputs_that_nobody_waits_for_take_their_request_along() -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.sleep(1)
         assert len(cancelled) == 1
+        assert engine.stats.in_flight == 0
+
+    run_virtual(main)
+
+
+def test_a_part_that_nobody_waits_for_any_more_is_given_up_though_another_part_goes_on() -> None:
+    async def main() -> None:
+        given_up = []
+        vendor = Vendor(most=2)
+
+        async def slow(http: HTTPRequest) -> HTTPResponse:
+            found = vendor(http)
+            if found.status == 200:
+                try:
+                    await asyncio.sleep(100 if b'"c"' in http.body else 10)
+                except asyncio.CancelledError:
+                    given_up.append(http)
+                    raise
+            return found
+
+        engine = packing_engine(slow)
+        tasks = [asyncio.create_task(engine.execute(embedding(text))) for text in "abcd"]
+        await asyncio.sleep(5)
+        for task in tasks[2:]:
+            task.cancel()
+        await asyncio.sleep(1)
+        assert len(given_up) == 1
+        assert engine.stats.in_flight == 1
+        for task, text in zip(tasks[:2], "ab", strict=True):
+            assert (await task).data[0].embedding == vector(text)
         assert engine.stats.in_flight == 0
 
     run_virtual(main)

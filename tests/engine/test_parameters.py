@@ -10,9 +10,12 @@ import msgspec
 import pytest
 
 from fastllm import AsyncFastLLM, errors as e
+from fastllm.engine.call import MOST_ADAPTED
+from fastllm.policy.parameters import Parameters
+from fastllm.testing.clock import run_virtual
 from fastllm.transport.scripted import ScriptedTransport
-from fastllm.types import HTTPRequest, HTTPResponse
-from kits.engine import answer
+from fastllm.types import HTTPRequest, HTTPResponse, Request
+from kits.engine import answer, make_engine, refusal, request as plain
 
 ASKED: dict[str, Any] = {"model": "gpt-6", "messages": [{"role": "user", "content": "hi"}]}
 MESSAGE = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
@@ -64,6 +67,53 @@ async def test_streams_do_it_too_and_no_retries_are_needed() -> None:
     ) as client:
         stream = await client.chat.completions.create(**ASKED, max_tokens=7, stream=True)
         assert "".join([chunk.delta async for chunk in stream]) == "7"
+
+
+async def test_a_refusal_that_changes_nothing_is_the_requests_error() -> None:
+    def stubborn(http: HTTPRequest) -> HTTPResponse:
+        """Reads a parameter out of the text of the prompt."""
+        error = {"message": "'temperature' is not supported with this model.", "code": "unsupported_parameter"}
+        return HTTPResponse(status=400, body=msgspec.json.encode({"error": error}))
+
+    transport = ScriptedTransport(stubborn)
+    async with AsyncFastLLM(base_url="http://test", api_key="k", transport=transport) as client:
+        with pytest.raises(e.BadRequestError):
+            await client.chat.completions.create(**ASKED, temperature=0.5)
+        assert transport.requests == 2  # with it and without
+
+
+async def test_a_key_with_escapes_is_sent_again_once() -> None:
+    transport = ScriptedTransport(choosy)
+    async with AsyncFastLLM(base_url="http://test", api_key="k", transport=transport) as client:
+        body = b'{"model":"gpt-6","messages":[],"\\u0074emperature":1}'
+        request = Request(path="/v1/chat/completions", body=body, model="gpt-6")
+        found = [outcome async for outcome in client.stream([request])]
+        assert found[0].ok and transport.requests == 2
+
+
+def test_whatever_a_server_says_it_comes_to_an_end() -> None:
+    class Restless(Parameters):
+        """Learns from everything, and what it has learnt changes every time."""
+
+        def learn(self, request: Request, error: Exception) -> str:
+            self.rules[str(len(self.rules))] = None
+            return ""
+
+        def applied(self, request: Request) -> Request:
+            return msgspec.structs.replace(request, body=request.body + b" " * len(self.rules))
+
+    async def main() -> None:
+        asked = []
+
+        def never(http: HTTPRequest) -> HTTPResponse:
+            asked.append(http)
+            return refusal(400)
+
+        with pytest.raises(e.BadRequestError):
+            await make_engine(never, parameters=Restless()).execute(plain())
+        assert len(asked) == 1 + MOST_ADAPTED
+
+    run_virtual(main)
 
 
 async def test_it_can_be_switched_off() -> None:

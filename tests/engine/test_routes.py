@@ -218,6 +218,17 @@ def test_equals_share_the_requests_by_weight() -> None:
     run_virtual(scenario)
 
 
+def test_an_endpoint_that_is_listed_twice_has_both_weights() -> None:
+    async def scenario() -> None:
+        route = Route(endpoints=["a", Upstream(model="a", weight=2), "b"])
+        engine = make({"a": lambda: answer(), "b": lambda: answer()}, route)
+        for i in range(40):
+            await engine.execute(request(str(i)))
+        assert served(engine) == {"a": 30, "b": 10}
+
+    run_virtual(scenario)
+
+
 def test_the_least_loaded_is_who_has_the_most_room() -> None:
     async def slow() -> HTTPResponse:
         await asyncio.sleep(5)

@@ -16,6 +16,7 @@ from fastllm.engine.router import Router
 from fastllm.jobs.outcomes import outcomes
 from fastllm.options import Limits, Retry, Timeout
 from fastllm.policy.packing import Packing
+from fastllm.policy.parameters import Parameters
 from fastllm.providers.openai import OpenAIProvider
 from fastllm.testing.clock import VirtualClock
 from fastllm.transport.base import HTTPStream
@@ -91,6 +92,7 @@ def make_engine(
     observers: Any = (),
     headers: dict[str, str] | None = None,
     packing: Packing | None = None,
+    parameters: Parameters | None = None,
 ) -> Engine:
     """Make an engine on the running virtual loop whose provider is `handler`."""
     clock = VirtualClock()
@@ -98,7 +100,7 @@ def make_engine(
     async def resolve(model: str) -> Endpoint:
         limiter = Limiter(limits or Limits(), clock)
         target = Target(base_url="http://test", model=model, headers=Headers(headers or {}))
-        return Endpoint(f"test/{model}", OpenAIProvider(), target, limiter, packing=packing)
+        return Endpoint(f"test/{model}", OpenAIProvider(), target, limiter, packing=packing, parameters=parameters)
 
     return Engine(
         Router(resolve),

@@ -40,12 +40,40 @@ def asked(**fields: object) -> Request:
         ("`top_p` is deprecated for this model.", {}, {"top_p": None}),
         ("property 'seed' is unsupported", {}, {"seed": None}),
         ("Unrecognized request argument supplied: seed", {}, {"seed": None}),
+        ("Unrecognized request arguments supplied: seed, top_p", {}, {"seed": None}),  # the other one with the next
+        ("seed: Extra inputs are not permitted, top_p: Extra inputs are not permitted", {}, {"seed": None}),
+        ("'temperature' is not supported with this model; use another model.", {}, {"temperature": None}),
+        (
+            "Unsupported value: 'top_p' does not support 1 with this model. Only the default (0.9) value is supported.",
+            {},
+            {"top_p": None},
+        ),
         # What the caller wants stays the caller's business.
         ("Unsupported parameter: 'tools' is not supported with this model.", {}, NOTHING),
         ("Unsupported parameter: 'n' is not supported with this model.", {"param": "n"}, NOTHING),
         ("Unsupported parameter: 'logprobs' is not supported", {"param": "logprobs"}, NOTHING),  # nobody sent it
         ("`temperature` and `top_p` cannot both be specified for this model.", {}, NOTHING),
         ("messages: text content blocks must be non-empty", {}, NOTHING),
+        # One value, or a combination, is no parameter.
+        (
+            "Unsupported value: 'temperature' does not support 0.2 with this model. Supported values are: 1 and 2.",
+            {"code": "unsupported_value", "param": "temperature"},
+            NOTHING,
+        ),
+        ("Unsupported value: 'seed' does not support 1 with this model.", {"code": "unsupported_value"}, NOTHING),
+        ("'temperature' does not support 0.2 with this model.", {}, NOTHING),
+        ("0.2 is not supported here.", {"code": "unsupported_value", "param": "temperature"}, NOTHING),
+        ("Function tools with temperature are not supported for gpt-5.4 in /v1/chat/completions.", {}, NOTHING),
+        (
+            "Unsupported parameter: 'temperature' is not supported with reasoning_effort 'high'; set it to none.",
+            {"code": "unsupported_parameter", "param": "temperature"},
+            NOTHING,
+        ),
+        ("This is not supported with tools.", {"code": "unsupported_parameter", "param": "seed"}, NOTHING),
+        ("`top_p` must be unset when thinking is enabled.", {}, NOTHING),
+        ("`seed` cannot be used together with top_p.", {}, NOTHING),
+        ("temperature is not supported with reasoning effort", {}, NOTHING),
+        ("With max_tokens, seed is not supported", {}, NOTHING),
         ("max_tokens is too large: 99999. This model supports at most 4096 tokens.", {}, NOTHING),
         ("Unsupported parameter: 'max_tokens'. Use 'temperature' instead.", {}, NOTHING),
     ],
@@ -76,10 +104,16 @@ def test_other_errors_teach_nothing() -> None:
 def test_requests_without_the_parameter_go_out_byte_for_byte() -> None:
     parameters = Parameters()
     parameters.learn(asked(seed=1), refused("seed is not supported"))
-    request = asked(note='a "seed" of doubt')
-    assert parameters.applied(request).body == msgspec.json.encode(msgspec.json.decode(request.body))
-    plain = asked()
-    assert parameters.applied(plain) is plain
+    for request in (asked(), asked(note='a "seed" of doubt'), asked(note="\x01 is an escape")):
+        assert parameters.applied(request) is request
+
+
+def test_a_parameter_whose_name_is_written_with_escapes_is_left_out_too() -> None:
+    parameters = Parameters()
+    body = b'{"model":"m","messages":[],"\\u0074emperature":1,"see\\u0064":2}'
+    request = Request(path="/v1/chat/completions", body=body, model="m")
+    assert parameters.learn(request, refused("'temperature' is not supported with this model"))
+    assert msgspec.json.decode(parameters.applied(request).body) == {"model": "m", "messages": [], "seed": 2}
 
 
 def test_a_second_request_hears_that_the_rule_is_known() -> None:

@@ -70,6 +70,14 @@ def test_a_number_beyond_floats_in_an_unknown_field_does_not_lose_the_answer() -
     assert found.to_dict()["odd"] == float("inf")
 
 
+@pytest.mark.parametrize("odd", [b"NaN", b"-Infinity"])
+def test_what_no_json_has_is_an_error_in_streams_beside_a_number_beyond_floats_too(odd: bytes) -> None:
+    with pytest.raises(ProtocolError, match="is not JSON"):
+        OpenAIProvider().decoder(asked(stream=True)).feed(
+            b'data: {"created":1e999,"odd":%b,"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n' % odd
+        )
+
+
 @pytest.mark.parametrize(
     ("path", "fields"),
     [

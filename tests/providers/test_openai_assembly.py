@@ -62,6 +62,100 @@ def test_every_kind_of_delta_is_kept() -> None:
     }  # fmt: skip
 
 
+def said(*pieces: bytes, reason: str = "stop") -> dict[str, Any]:
+    _, response = read(*pieces, piece(reason), DONE)
+    found: dict[str, Any] = msgspec.json.decode(response.body)["choices"][0]["message"]
+    return found
+
+
+def test_a_signature_stays_with_its_tool_call() -> None:
+    """As Google's OpenAI-compatible endpoint gives it, and OpenAI's custom tools."""
+    google = {"google": {"thought_signature": "SIGNED"}}
+    first = {"index": 0, "id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    custom = {"index": 1, "id": "b", "type": "custom", "custom": {"name": "sql", "input": "SEL"}}
+    pieces = [
+        piece(tool_calls=[{**first, "extra_content": google}]),
+        piece(tool_calls=[custom]),
+        piece(tool_calls=[{"index": 1, "custom": {"input": "ECT 1"}, "extra_content": google}]),
+        piece(tool_calls=[{"index": 0, "extra_content": google, "odd": {"a": "x"}}]),
+        piece(tool_calls=[{"index": 0, "odd": {"a": "y"}}]),
+    ]
+    assert said(*pieces, reason="tool_calls")["tool_calls"] == [
+        {"id": "a", "type": "function", "function": first["function"], "extra_content": google, "odd": {"a": "xy"}},
+        {"id": "b", "type": "custom", "custom": {"name": "sql", "input": "SELECT 1"}, "extra_content": google},
+    ]
+
+
+def test_reasoning_details_are_put_together_by_index_and_type() -> None:
+    """OpenRouter gives blocks of different types the same index; a signature comes without text, after it."""
+    pieces = [
+        piece(content="", reasoning="Le", reasoning_details=[{"type": "reasoning.text", "text": "Le", "index": 0}]),
+        piece(content="", reasoning="t", reasoning_details=[{"type": "reasoning.text", "text": "t", "index": 0}]),
+        piece(reasoning_details=[{"type": "reasoning.text", "signature": "SIGNED", "index": 0, "id": None}]),
+        piece(reasoning_details=[{"type": "reasoning.encrypted", "data": "A", "index": 0}]),
+        piece(reasoning_details=[{"type": "reasoning.encrypted", "data": "B", "index": 0}]),
+        piece(content="x", reasoning_details=[]),
+    ]
+    assert said(*pieces) == {
+        "role": "assistant",
+        "content": "x",
+        "reasoning": "Let",
+        "reasoning_details": [
+            {"type": "reasoning.text", "text": "Let", "index": 0, "signature": "SIGNED"},
+            {"type": "reasoning.encrypted", "data": "A", "index": 0},
+            {"type": "reasoning.encrypted", "data": "B", "index": 0},
+        ],
+    }
+
+
+def test_fields_that_nobody_knows_are_put_together() -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}
+    pieces = [
+        piece(content="x", images=[image], new_text="a", new_list=[1], new={"n": 1, "text": "c", "id": "i"}),
+        piece(content="y", images=[image], new_text="b", new_list=[{"b": 2}], new={"n": 2, "text": "d", "id": "i"}),
+        piece(new_text=None, new_flag=True, new_list=None, new={"more": [{"index": 1, "t": "p"}]}),
+        piece(new={"more": [{"index": 0, "t": "o"}, {"index": 1, "t": "q"}]}),
+    ]
+    assert said(*pieces) == {
+        "role": "assistant",
+        "content": "xy",
+        "images": [image, image],
+        "new_text": "ab",
+        "new_list": [1, {"b": 2}],
+        "new_flag": True,
+        "new": {"n": 2, "text": "cd", "id": "i", "more": [{"index": 1, "t": "pq"}, {"index": 0, "t": "o"}]},
+    }
+
+
+def test_each_choice_has_its_own_and_a_changing_type_costs_only_itself() -> None:
+    both = {"choices": [{"index": i, "delta": {"content": "x", "new": f"{i}"}} for i in (1, 0)]}
+    _, response = read(event(both), event(both), piece("stop"), piece("stop", 1))
+    assert [c["message"]["new"] for c in response.to_dict()["choices"]] == ["00", "11"]
+    pieces = [piece(new="a", content="x"), piece(new=["b"]), piece(new={"c": "d"}), piece(new=5)]
+    for count, expected in ((1, "a"), (2, ["b"]), (3, {"c": "d"}), (4, 5)):
+        assert said(*pieces[:count])["new"] == expected
+
+
+def test_what_is_nested_deeply_is_kept_or_an_error() -> None:
+    for depth in (5, 30, 300, 900, 100_000):
+        deep = b"[" * depth + b"]" * depth
+        data = event(b'{"choices":[{"index":0,"delta":{"content":"x","new":%b}}]}' % deep)
+        try:
+            assert said(data, data)["content"] == "xx"
+        except ProtocolError:
+            assert depth > 100
+
+
+def test_many_pieces_of_an_unknown_field_are_joined_in_linear_time() -> None:
+    decoder = PROVIDER.decoder(request())
+    data = piece(new="0123456789", deep={"a": "0123456789"}) * 1000
+    for _ in range(50):
+        decoder.feed(data)
+    decoder.feed(piece("stop", content="x"))
+    message = decoder.response().to_dict()["choices"][0]["message"]
+    assert len(message["new"]) == len(message["deep"]["a"]) == 500_000
+
+
 def test_logprobs_are_laid_end_to_end() -> None:
     def with_logprobs(token: str, **more: Any) -> bytes:
         found = {"content": [{"token": token}], "refusal": None}

@@ -17,6 +17,8 @@ from .limiter import Permit
 from .router import Tier, Tiers
 
 A = TypeVar("A")
+Split = tuple[tuple[tuple[str, bytes], ...], bytes]  # the fields of a body but its input, and the input
+MOST_ADAPTED = 32  # times that a request is sent again without what was refused: more than there are such parameters
 
 
 class OnRoute(Protocol):
@@ -47,9 +49,12 @@ class Call(msgspec.Struct, eq=False):
     endpoint: Endpoint | None = None
     flight: Flight | None = None
     way: OnRoute | None = None
+    shared: Split | None = None  # its one input, and the rest: it is to travel in a pack
     tried: list[Tried] = []
     attempts: int = 0
     counted: int = 0  # of them, those that count against `retry.attempts`
+    several: bool = False  # it is a pack of more than one
+    adapted: int = 0  # attempts whose refusal taught what to leave out
     spared: int = 0  # attempts that cost nothing, because their connection was stale: one at most
     whole: list[bool] | None = None  # with hedging: not empty once one of its streams has ended whole
     last: LLMError | None = None
@@ -70,6 +75,14 @@ class Call(msgspec.Struct, eq=False):
         )
         self.tried = [*self.tried, tried]
         error.history = tuple(self.tried)
+
+    def adapt(self, endpoint: Endpoint, sent: Request, error: LLMError) -> bool:
+        """Learn from a refusal of what was sent; True if the request, as it goes out now, is worth sending again at
+        once: never the same one, and not for ever."""
+        if self.adapted >= MOST_ADAPTED or not endpoint.adapts(sent, error):
+            return False
+        self.adapted += 1
+        return endpoint.adapted(self.request).body != sent.body
 
     def excuse(self, now: float) -> float:
         """From here to `hold` the time of a batch request does not count. Gives `now`."""

@@ -125,7 +125,7 @@ class Endpoint:
         return self.parameters.applied(request)
 
     def adapts(self, sent: Request, error: LLMError) -> bool:
-        """Learn from a refusal of what was sent; True if it is worth sending again at once."""
+        """Learn from a refusal of what was sent; True if it taught something."""
         if self.parameters is None or not isinstance(error, APIStatusError):
             return False
         learnt = self.parameters.learn(sent, error)

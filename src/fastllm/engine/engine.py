@@ -16,13 +16,7 @@ from msgspec import UNSET
 
 from ..cache.base import Cache
 from ..clock import Clock, Deadline
-from ..errors import (
-    APIStatusError,
-    LLMError,
-    RateLimitError,
-    StoppedError,
-    let_go,
-)
+from ..errors import APIStatusError, LLMError, RateLimitError, StoppedError, let_go
 from ..options import Retry, Timeout
 from ..policy import backoff
 from ..policy.budget import Budget
@@ -30,7 +24,7 @@ from ..policy.headers import NOTHING, Hints, body_hints, read_hints
 from ..policy.tokens import Estimate
 from ..transport.base import HTTPStream, Transport
 from ..types import EMBEDDINGS, HTTPRequest, HTTPResponse, Request, Response
-from . import parking
+from . import codec, parking
 from .call import Call, in_time, too_late
 from .endpoint import Endpoint
 from .events import AttemptFailed, Event, Observer, RequestDone, attempts_only
@@ -112,16 +106,22 @@ class Engine:
         plain = self.with_options()
         plain.cache = None  # each input's answer is kept by itself
         plain.observers = tuple(partial(attempts_only, observer) for observer in self.observers)
-        self.packs = Packs(plain)
+        self.packs = Packs(plain, self.cache)
 
     async def execute(self, request: Request) -> Response:
         """Get the answer to one request, or raise one LLMError. ConfigError where the model cannot be routed."""
-        call = self._call(request)
+        return await self.answer(self.call(request))
+
+    async def answer(self, call: Call, look: Look[Response] | None = None) -> Response:
+        """Do so for a call that its maker goes on looking at; without a cache, `look` is asked before each fallback."""
+        request = call.request
+        if self.packs is not None and request.path == EMBEDDINGS:
+            call.shared = split(request)
         try:
             with call.deadline:
-                endpoint = call.endpoint = self.router.pick(request.model) or await self._resolve(call)
+                endpoint = call.endpoint = self.router.known.get(request.model) or await self._resolve(call)
                 if self.cache is None:
-                    response: Response = await self._attempts(call, endpoint, self._send)
+                    response: Response = await self._attempts(call, endpoint, self._send, look)
                 elif not reads(request):
                     response = await self._anew(call, endpoint, self.cache)
                 else:
@@ -141,15 +141,15 @@ class Engine:
 
     async def stream(self, request: Request) -> Stream:
         """Open a streamed answer: returns once its first chunk is there; retries happen only before that."""
-        call = self._call(request)
+        call = self.call(request)
         try:
             with call.deadline:
-                endpoint = call.endpoint = self.router.pick(request.model) or await self._resolve(call)
+                endpoint = call.endpoint = self.router.known.get(request.model) or await self._resolve(call)
                 if self.cache is not None and reads(request):
                     hit = await self._kept(self.cache, request, call.place or endpoint)
                     if hit is not None:
                         self._done(request, hit, None, call.began)
-                        return replayed(hit, endpoint.provider.replay(hit, request))
+                        return replayed(hit, codec.replayed(endpoint, request, hit))
                 stream: Stream = await self._attempts(call, endpoint, self._open)
         except LLMError as error:
             self._failed(call, error)
@@ -160,7 +160,8 @@ class Engine:
             raise self._failed(call, too_late(call)) from call.last
         return stream
 
-    def _call(self, request: Request) -> Call:
+    def call(self, request: Request) -> Call:
+        """Begin a request: its time runs from now on."""
         timeout = self.timeout if request.timeout is UNSET else Timeout.of(request.timeout)
         return Call(request, timeout, self.clock.deadline(timeout.total), self.clock.now())
 
@@ -246,13 +247,11 @@ class Engine:
         call: Call,
         endpoint: Endpoint,
         once: Attempt[A],
-        look: Callable[[Tier], Awaitable[A | None]] | None = None,
+        look: Look[A] | None = None,
     ) -> Awaitable[A]:
         """Step 3; on a route at one endpoint after another, where `look` finds what a fallback has answered before."""
-        if self.packs is not None and call.request.path == EMBEDDINGS and once == self._send:
-            shared = split(call.request)
-            if shared is not None:
-                return self.packs.join(call, endpoint, shared)
+        if call.shared is not None and self.packs is not None:
+            return self.packs.join(call, endpoint, call.shared)  # type: ignore[return-value]  # a whole answer
         if call.way is None:
             return self._repeat(call, endpoint, once)
         return call.way.travel(endpoint, lambda other: self._repeat(call, other, once), look)
@@ -263,8 +262,7 @@ class Engine:
     async def _repeat(self, call: Call, endpoint: Endpoint, attempt_once: Attempt[A]) -> A:
         """Step 3: attempt until there is an answer, a final error, or no time left."""
         request = call.request
-        sent = endpoint.adapted(request)
-        http = endpoint.provider.encode(sent, endpoint.target)
+        sent, http = codec.encoded(endpoint, request)
         estimate = endpoint.estimator.estimate(request)
         while True:
             permit = endpoint.limiter.try_acquire(estimate, request.priority)
@@ -296,9 +294,8 @@ class Engine:
                     endpoint.retries.skip()
                     self._missed(call, endpoint, error, 0.0)
                     continue
-                if endpoint.adapts(sent, error):
-                    sent = endpoint.adapted(request)
-                    http = endpoint.provider.encode(sent, endpoint.target)
+                if call.adapt(endpoint, sent, error):
+                    sent, http = codec.encoded(endpoint, request)
                     self._missed(call, endpoint, error, 0.0)
                     continue
                 patient = request.priority > 0 and self.retry.patient and endpoint.patient(error)
@@ -462,7 +459,7 @@ class Engine:
             if self.cache is not None:
                 await keep(self.cache, request, call.place or endpoint, response)
 
-        decoder = endpoint.provider.decoder(request)
+        decoder = codec.begun(endpoint, request)
         stream = Stream(
             source, decoder, deadline=deadline, ended=ended, keep=kept_whole, timeout=call.timeout, now=self.clock.now
         )
@@ -484,15 +481,16 @@ class Engine:
         endpoint.ended(permit, error)
 
     def _read(self, request: Request, endpoint: Endpoint, permit: Permit, answer: HTTPResponse) -> Response:
-        """Learn from the answer's head and decode its body."""
-        hints = read_hints(answer.headers, self.clock.time(), endpoint.limit_names)
+        """Decode the answer, and learn from its head where that may be news."""
         try:
-            response = endpoint.provider.decode(request, answer)
+            response = codec.decoded(endpoint, request, answer)
         except LLMError as error:
+            hints = read_hints(answer.headers, self.clock.time(), endpoint.limit_names)
             self._learn(endpoint, permit, error, hints, answer.body)
             raise
-        if hints is not NOTHING:
-            endpoint.limiter.heard(permit, hints)
+        limiter = endpoint.limiter
+        if self.clock.now() >= limiter.news_at:
+            limiter.heard(permit, read_hints(answer.headers, self.clock.time(), endpoint.limit_names))
         return response
 
     def _learn(self, endpoint: Endpoint, permit: Permit, error: LLMError, hints: Hints, body: bytes) -> None:

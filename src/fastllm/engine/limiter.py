@@ -22,7 +22,7 @@ from ..options import Limits
 from ..policy.adaptive import START, Adaptive
 from ..policy.breaker import Breaker
 from ..policy.budget import Reservation
-from ..policy.headers import NOTHING, Hints
+from ..policy.headers import Hints, is_comfortable
 from ..policy.learner import FREE, OTHER, PACE, SLOTS, Attempt, Learner
 from ..policy.ledger import INF, REQUESTS, TOKENS
 from ..policy.tokens import Estimate
@@ -35,6 +35,7 @@ PROOF = 0.25  # seconds for which a batch's first attempt goes alone: a refused 
 CONDEMNED = 60.0  # seconds until a refused key may be tried again
 SLOWEST = 0.1  # answers a second that are expected of anybody
 NOBODY = 5.0  # seconds until an address where nobody answered may be tried again
+QUIET = 0.01  # seconds for which headers are not read again that told of plenty
 _SLACK = 0.005  # seconds: what a late timer missed of the spreading may be made up for
 _CEILING = 4096  # attempts in flight where nobody set a limit; the system's own limit may be lower
 
@@ -138,7 +139,7 @@ class Limiter:
     __slots__ = (
         "_clock", "_condemned", "_count", "_first", "_grants", "_held", "_held_since", "_hurried", "_largest",
         "_limits", "_more", "_next_at", "_on_trial", "_parked", "_proven", "_queues", "_timer", "_turn_since",
-        "_uneasy", "_until", "breaker", "in_flight", "learner", "parked_why",
+        "_uneasy", "_until", "breaker", "in_flight", "learner", "news_at", "parked_why",
     )  # fmt: skip
 
     def __init__(self, limits: Limits, clock: Clock, *, ceiling: int = _CEILING) -> None:
@@ -169,6 +170,7 @@ class Limiter:
         self._condemned: LLMError | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._held, self._held_since = FREE, 0.0
+        self.news_at = 0.0  # from when on an answer's headers are worth reading
         self._proven = False
         self._on_trial = False  # the key was refused before: one attempt shows whether it still is
         self._first = INF
@@ -327,13 +329,13 @@ class Limiter:
 
     def heard(self, permit: Permit, hints: Hints, *, counted: bool = True) -> None:
         """Learn from an answer's headers; `counted` is False for one that the provider refused."""
-        if hints is NOTHING:
-            return
+        now = self._clock.now()
+        self.news_at = now + QUIET if counted and is_comfortable(hints) else 0.0
         if not hints.limits:
             return
         learner = self.learner
         before = learner.requests.window.limit, learner.tokens.window.limit
-        learner.heard(self._clock.now(), permit, hints, counted=counted)
+        learner.heard(now, permit, hints, counted=counted)
         if learner.quotas:
             self._uneasy = True
             self._tell_the_hurried()

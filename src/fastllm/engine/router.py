@@ -153,7 +153,7 @@ class Tiers:
             ends = await asyncio.gather(*map(self._find, wanted))
             members: dict[Endpoint, Member] = {}
             for endpoint, upstream in zip(ends, wanted, strict=True):
-                members.setdefault(endpoint, Member(endpoint, upstream.weight))
+                members.setdefault(endpoint, Member(endpoint, 0.0)).weight += upstream.weight
             made = Tier(self.name, list(members.values()), self.route.choose, sticky=self.route.sticky)
             found = self._tiers[index] = self._tiers[index] or made
         return found
@@ -192,12 +192,12 @@ class Router:
         before: Router | None = None,
     ) -> None:
         self._resolve = resolve
-        self._by_model: dict[str, Endpoint] = {}
+        self.known: dict[str, Endpoint] = {}  # by their models; a route's name is none of them
         self._by_place: dict[Place, Endpoint] = {}
         self._before: dict[Place, Endpoint] = {}
         if before is not None:
             self._before = {**before._before, **before._by_place}
-            self._by_model = {name: found for name, found in before._by_model.items() if name.startswith(LOCAL)}
+            self.known = {name: found for name, found in before.known.items() if name.startswith(LOCAL)}
         self._resolving: dict[str, asyncio.Future[Endpoint]] = {}
         self._routes: dict[str, Tiers] = {}
         if find is not None:
@@ -206,7 +206,7 @@ class Router:
 
     def pick(self, model: str) -> Endpoint | None:
         """Give the model's endpoint if it is known; otherwise await `resolve`. A route's name has none of its own."""
-        return self._by_model.get(model)
+        return self.known.get(model)
 
     def route(self, model: str) -> Tiers | None:
         """Give the route of that name."""
@@ -227,7 +227,7 @@ class Router:
 
     async def _member(self, upstream: Upstream) -> Endpoint:
         if upstream == Upstream(model=upstream.model, weight=upstream.weight):
-            return self._by_model.get(upstream.model) or await self.resolve(upstream.model)
+            return self.known.get(upstream.model) or await self.resolve(upstream.model)
         return self._placed(await self._find_upstream(upstream))
 
     def _placed(self, made: Endpoint) -> Endpoint:
@@ -240,7 +240,7 @@ class Router:
 
     def shortest_queue(self, model: str) -> Limiter | None:
         """Give the limiter in whose queue a request for this model would wait; None where that is not known yet."""
-        endpoint = self._by_model.get(model)
+        endpoint = self.known.get(model)
         if endpoint is not None:
             return endpoint.limiter
         tiers = self._routes.get(model)
@@ -249,7 +249,7 @@ class Router:
     def _resolved(self, model: str, future: asyncio.Future[Endpoint]) -> None:
         del self._resolving[model]
         if not future.cancelled() and future.exception() is None and model not in self._routes:
-            self._by_model[model] = future.result()
+            self.known[model] = future.result()
 
     @property
     def endpoints(self) -> list[Endpoint]:

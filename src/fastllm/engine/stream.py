@@ -24,6 +24,7 @@ from ..providers.base import Decoder
 from ..schema.base import Schema
 from ..transport.base import HTTPStream
 from ..types import Chunk, Response
+from . import codec
 from .fitting import fitted
 
 T = TypeVar("T", covariant=True)
@@ -131,7 +132,7 @@ class Stream:
         """The answer assembled so far; whole, with usage where the provider sends it, once the stream has ended."""
         if self._response is None:
             assert self._decoder is not None
-            response = self._decoder.response()
+            response = codec.so_far(self._decoder, self.endpoint)
             response.attempts, response.endpoint, response.history = self.attempts, self.endpoint, self.history
             if self._ended is not None:
                 return response
@@ -152,7 +153,7 @@ class Stream:
             began = self._now()
             with deadline:
                 data = await anext(self._pieces, None)
-            chunks = self._decoder.finish() if data is None else self._decoder.feed(data)
+            chunks = codec.fed(self._decoder, data, self.endpoint)
             if chunks:
                 self._waited = 0.0
                 self._chunks.extend(chunks)
@@ -198,6 +199,8 @@ class Stream:
         error.attempts, error.endpoint = error.attempts or self.attempts, self.endpoint
         try:
             error.partial = self.response
+        except LLMError:  # what came before it cannot be read either
+            pass
         finally:
             self._end(None, error)
             await self.aclose()
@@ -281,8 +284,11 @@ class _Reading(AsyncIterator[T]):
 def _tell(ended: Ended, decoder: Decoder | None, began: bool, attempts: int, endpoint: str) -> None:
     seen = None
     if began and decoder is not None:
-        seen = decoder.response()
-        seen.attempts, seen.endpoint = attempts, endpoint
+        try:
+            seen = codec.so_far(decoder, endpoint)
+            seen.attempts, seen.endpoint = attempts, endpoint
+        except LLMError:  # nobody reads on: only the permit matters
+            pass
     ended(seen, None, began, left=True)
 
 

@@ -139,8 +139,8 @@ class Way:
     def leaves(self, endpoint: Endpoint, error: LLMError) -> bool:
         """Tell whether to ask somebody else now instead of waiting here; `travel` then goes there."""
         reason = reason_of(error)
-        if reason is None:
-            return False
+        if reason is None or (self._call.several and reason in _DEEPER):
+            return False  # of a pack, that may be about one input: its parts are tried here first
         self._failed.add(endpoint)
         self._tries += 1
         others = self.tier.pick(self._call.request, self._failed)[1] if reason not in _DEEPER else INF
@@ -255,4 +255,5 @@ async def begin(tiers: Tiers, call: Call, stats: Stats) -> Endpoint:
     """Put a request on a route, and give the endpoint that is to be asked first. ConfigError where there is none."""
     way = Way(tiers, await tiers.begin(), call, stats)
     call.way = way
-    return await way.choose()
+    # What travels in a pack takes no turn of its own: the pack will choose.
+    return way.tier.members[0].endpoint if call.shared is not None else await way.choose()

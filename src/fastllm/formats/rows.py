@@ -78,6 +78,12 @@ class _Line(msgspec.Struct):
     messages: Raw | UnsetType = UNSET
     input: Raw | UnsetType = UNSET
     prompt: Raw | UnsetType = UNSET
+    stream: Any = None
+    max_tokens: Any = None
+    max_completion_tokens: Any = None
+    max_output_tokens: Any = None
+    n: Any = None
+    best_of: Any = None
     error: Raw | UnsetType = msgspec.field(name="_error", default=UNSET)
     source: Raw | UnsetType = msgspec.field(name="_source", default=UNSET)
 
@@ -104,6 +110,7 @@ _ids = msgspec.json.Decoder(_Ids)
 _object = msgspec.json.Decoder(dict[str, Raw])
 _columns = msgspec.json.Decoder(dict[str, Any])
 _encode = msgspec.json.encode
+_MOST_TOKENS = 2**31
 _UNFIT = (msgspec.MsgspecError, RecursionError, ValueError, TypeError, OverflowError)
 _INVALID = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -124,6 +131,7 @@ class Intake:
             self._params = {name: Raw(_encode(value)) for name, value in params.items() if value is not None}
         except (TypeError, ValueError) as error:
             raise ConfigError(f"params cannot be written as JSON: {error}") from None
+        self._is_plain = not (self._params or self._shapes or self._system)  # bodies go out as they are
         self.unsent: dict[str, int] = {}  # columns beside "prompt" that are no parameter, and how often
         self.count = 0
         self._seen = SeenIds()
@@ -284,6 +292,8 @@ class Intake:
         """Give the row's id and remember it; a derived id is remembered as one bit."""
         given = custom_id if custom_id is not None else other
         if given is None or given == "":
+            if not line:
+                return f"row-{index}"
             self._note(MADE_UP, index, line)
             derived = f"row-{index}"
             if self._claimed and (first := self._seen.add(own_key(derived), line)):
@@ -351,7 +361,7 @@ class Intake:
         return self._finish(path, body, custom_id, text)
 
     def _from_body(self, head: _Line, text: bytes, custom_id: str) -> Request:
-        path = self._path(head, text)
+        path = CHAT if head.messages is not UNSET else self._path(head, text)
         body = text
         ours = head.custom_id is not None or head.id is not None or head.error is not UNSET
         if ours or head.url is not None or head.method is not None:
@@ -359,6 +369,17 @@ class Intake:
             for name in _OURS:
                 fields.pop(name, None)
             body = _encode(fields)
+        elif self._is_plain and _is_plain(head):
+            # Nearly every row: what there is to know is known, so that it is read only once.
+            return Request(
+                path=path,
+                body=body,
+                model=self.recipe.model or head.model,
+                body_model=head.model,
+                max_tokens=max(head.max_tokens or 0, head.max_completion_tokens or head.max_output_tokens or 0),
+                custom_id=custom_id,
+                priority=BATCH,
+            )
         return self._finish(path, body, custom_id, text)
 
     def _from_columns(self, columns: dict[str, Any], custom_id: str) -> Request:
@@ -467,6 +488,16 @@ def unsent_words(unsent: dict[str, int], most: int = 8) -> str:
         rows = "1 row" if count == 1 else f"{count:,} rows"
         words.append(f"{_shown(name)[1:-1]} ({rows}{f'; did you mean {near[0]}?' if near else ''})")
     return ", ".join(words) + (f" and {len(unsent) - most:,} more" if len(unsent) > most else "")
+
+
+def _is_plain(head: _Line) -> bool:
+    """Tell whether a body is one answer's, not streamed, of a model that it names, with sound bounds or none."""
+    if type(head.model) is not str or not head.model or head.stream or head.n or head.best_of:
+        return False
+    for most in (head.max_tokens, head.max_completion_tokens, head.max_output_tokens):
+        if most is not None and not (type(most) is int and 0 <= most <= _MOST_TOKENS):
+            return False
+    return (head.stream is None or head.stream is False) and head.n is None and head.best_of is None
 
 
 def _fitting(path: str, name: str) -> str:

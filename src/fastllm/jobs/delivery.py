@@ -117,7 +117,9 @@ class Delivery(ABC):
             while self._held and self._turn in self._held:
                 self._ready.append(self._held.pop(self._turn))
                 self._turn += 1
-        self._call_consumer()
+        consumer = self._consumer
+        if consumer is not None and not consumer.done():
+            consumer.set_result(None)
 
     def _call_consumer(self) -> None:
         consumer = self._consumer

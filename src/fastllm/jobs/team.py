@@ -11,9 +11,11 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import os
 import socket
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
@@ -149,7 +151,7 @@ class Team:
         with theirs:
             command, fd = [*self._command, str(theirs.fileno())], theirs.fileno()
             process = await asyncio.to_thread(
-                lambda: subprocess.Popen(command, pass_fds=[fd], stdin=subprocess.DEVNULL)
+                lambda: subprocess.Popen(command, pass_fds=[fd], stdin=subprocess.DEVNULL, env=_environment())
             )
         ours.setblocking(False)
         loop = asyncio.get_running_loop()
@@ -200,12 +202,11 @@ class Team:
                 tally.counts[name] = 0
             self._before.add(tally)
             member.report = None
-        if self._closing:
-            return
-        loop = asyncio.get_running_loop()
-        self._deaths = self._deaths + 1 if loop.time() - self._died_at < MINUTE else 1
-        self._died_at = loop.time()
-        loop.run_in_executor(None, _tell_end, member.process)
+        if not self._closing:
+            loop = asyncio.get_running_loop()
+            self._deaths = self._deaths + 1 if loop.time() - self._died_at < MINUTE else 1
+            self._died_at = loop.time()
+            loop.run_in_executor(None, _tell_end, member.process)
         for run in list(self._runs.values()):
             run.lost(member)
 
@@ -252,6 +253,12 @@ class Team:
 
     def __repr__(self) -> str:
         return f"<Team of {self.size}: {self.members}>"
+
+
+def _environment() -> dict[str, str]:
+    """The processes find the package where this one has found it."""
+    root = str(Path(__file__).parents[2])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
 def _tell_end(process: subprocess.Popen[bytes]) -> None:

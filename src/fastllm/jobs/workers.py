@@ -223,7 +223,8 @@ class Workers(Delivery):
                 continue
             turn = self._pulled
             self._pulled = turn + 1
-            self._more()
+            if self._idle or len(self._tasks) < self.concurrency + self._room:
+                self._more()
             request = row.request
             if request is None:
                 outcome = Outcome(index=row.index, custom_id=row.custom_id, error=row.error or empty(row))

@@ -17,6 +17,7 @@ import msgspec
 
 from .window import DAY
 
+PLENTY, MANY = 0.25, 1000.0  # of a limit; a smaller one is soon used up
 LONGEST = 7 * DAY  # seconds; whatever is said beyond a week means "not today"
 _LONGEST_TEXT = 64  # bytes; no number or date is longer
 
@@ -54,6 +55,15 @@ class Hints(msgspec.Struct, eq=False):
 
 
 NOTHING = Hints()
+
+
+def is_comfortable(hints: Hints) -> bool:
+    """Tell whether so much is left of all limits that the next few answers' headers will be no news."""
+    if not hints._found:
+        return True
+    limits = hints.limits.values()
+    return all(one.limit is not None and (one.remaining or 0.0) >= PLENTY * max(one.limit, MANY) for one in limits)
+
 
 _UNIT = {"d": DAY, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ns": 1e-9}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ms|us|µs|μs|ns|h|m|s|d)")

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from .checked import DATA_URL, as_list, as_mapping, refused
+from .checked import DATA_URL, as_list, as_mapping, as_objects, refused
 
 MAX_TOKENS = 4096  # which Anthropic wants to be told; sent where the caller does not bound the answer
 _SAME = ("model", "temperature", "top_p", "stream", "metadata", "service_tier")
@@ -182,15 +182,14 @@ def _document(file: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def _said(message: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
     """Give an earlier answer's blocks: those that it came in, where it has kept them."""
-    kept = message.get("content_blocks")
-    if isinstance(kept, list):
-        return [dict(block) for block in kept]
-    blocks = [dict(block) for block in message.get("thinking_blocks") or ()]
+    if message.get("content_blocks") is not None:
+        return as_objects(message["content_blocks"], f"{where}.content_blocks")
+    blocks = as_objects(message.get("thinking_blocks") or [], f"{where}.thinking_blocks")
     blocks += _blocks(message.get("content"), where)
     if message.get("refusal") and not message.get("content"):
         blocks.append({"type": "text", "text": message["refusal"]})
-    for place, call in enumerate(message.get("tool_calls") or ()):
-        blocks.append(_use(as_mapping(call, f"{where}.tool_calls[{place}]"), f"{where}.tool_calls[{place}]"))
+    for place, call in enumerate(as_objects(message.get("tool_calls") or [], f"{where}.tool_calls")):
+        blocks.append(_use(call, f"{where}.tool_calls[{place}]"))
     return blocks
 
 

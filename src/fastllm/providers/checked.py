@@ -26,6 +26,12 @@ def as_mapping(value: Any, where: str) -> Mapping[str, Any]:
     return value
 
 
+def as_objects(value: Any, where: str) -> list[dict[str, Any]]:
+    """Give the objects of the list that stands there, as ones that may be changed; InvalidRequestError where one is
+    none."""
+    return [dict(as_mapping(item, f"{where}[{place}]")) for place, item in enumerate(as_list(value, where))]
+
+
 def objects_in(value: Any) -> list[dict[str, Any]]:
     """Give the objects of a list, and none where there is no list: for answers, which were paid for as they are."""
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []

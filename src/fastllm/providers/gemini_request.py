@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from .checked import DATA_URL, as_list, as_mapping, object_in, refused
+from .checked import DATA_URL, as_list, as_mapping, as_objects, object_in, refused
 
 _CONFIG = {
     "temperature": "temperature",
@@ -136,7 +136,8 @@ def _conversation(messages: Any) -> dict[str, Any]:
             parts = _parts(message.get("content"), where)
         elif role == "assistant":
             role, parts = "model", _said(message, where)
-            named = [(call.get("id"), object_in(call.get("function"))) for call in _calls(message, where)]
+            calls = as_objects(message.get("tool_calls") or [], f"{where}.tool_calls")
+            named = [(call.get("id"), object_in(call.get("function"))) for call in calls]
             names |= {name: function.get("name") for name, function in named if isinstance(name, str)}
         elif role == "tool":
             role, parts = "user", [_result(message, names, where)]
@@ -206,22 +207,14 @@ def _data(url: Any, where: str, usual: str) -> dict[str, Any]:
     return {"inlineData": {"mimeType": found[1] or usual, "data": found[2]}}
 
 
-def _calls(message: Mapping[str, Any], where: str) -> list[Mapping[str, Any]]:
-    return [
-        as_mapping(call, f"{where}.tool_calls[{place}]")
-        for place, call in enumerate(as_list(message.get("tool_calls") or [], f"{where}.tool_calls"))
-    ]
-
-
 def _said(message: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
     """Give an earlier answer's parts: those that it came in, where it has kept them."""
-    kept = message.get("content_parts")
-    if isinstance(kept, list):
-        return [dict(part) for part in kept]
+    if message.get("content_parts") is not None:
+        return as_objects(message["content_parts"], f"{where}.content_parts")
     parts = _parts(message.get("content"), where)
     if message.get("refusal") and not message.get("content"):
         parts.append({"text": message["refusal"]})
-    for place, call in enumerate(_calls(message, where)):
+    for place, call in enumerate(as_objects(message.get("tool_calls") or [], f"{where}.tool_calls")):
         parts.append(_function_call(call, f"{where}.tool_calls[{place}]"))
     return parts
 
@@ -239,7 +232,9 @@ def _function_call(call: Mapping[str, Any], where: str) -> dict[str, Any]:
     if call.get("id"):
         told["id"] = call["id"]
     part: dict[str, Any] = {"functionCall": told}
-    signature = ((call.get("extra_content") or {}).get("google") or {}).get("thought_signature")
+    more = as_mapping(call.get("extra_content") or {}, f"{where}.extra_content")
+    google = as_mapping(more.get("google") or {}, f"{where}.extra_content.google")
+    signature = google.get("thought_signature")
     return {**part, "thoughtSignature": signature} if signature else part
 
 

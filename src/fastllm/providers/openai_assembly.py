@@ -1,4 +1,8 @@
-"""Puts the chunks of an OpenAI stream together into the whole answer: pieces lie in lists and are joined once."""
+"""Puts the chunks of an OpenAI stream together into the whole answer: pieces lie in lists and are joined once.
+
+Fields that OpenAI's own chunks have not are put together by general rules (`merging`), so that the whole answer has
+what a vendor adds, and wants to see again.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,16 @@ from typing import Any
 
 import msgspec
 
-from ..answers import Choice, FunctionCall, Payload, ToolCall, Usage, lenient
+from ..answers import Choice, CustomCall, FunctionCall, Message, Payload, ToolCall, Usage, decode_object, lenient
 from ..errors import ProtocolError
 from ..types import CHAT, RESPONSES, HTTPResponse, Response
+from .checked import object_in, objects_in
+from .merging import Fields
 from .openai_answer import judge, worst_reason
 
+_ADDED = ("images", "content_blocks", "content_parts", "reasoning_details", "thinking_blocks", "extra_content")
+_KNOWN = frozenset((*Message.__struct_fields__, "tool_calls"))
+_KNOWN_OF_CALLS = frozenset(ToolCall.__struct_fields__)
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -27,7 +36,8 @@ class Assembly:
         self._final: msgspec.Raw | None = None
         self._text: list[str] = []
 
-    def add(self, payload: Payload, data: bytes) -> None:
+    def add(self, payload: Payload, data: bytes, more: bool) -> None:
+        """Take in an event; `more` says that its data may have fields that the payload has not."""
         if payload.usage is not None and payload.usage.total_tokens:
             self._usage, self._with_usage = payload.usage, data
         if self.path == RESPONSES:
@@ -40,6 +50,15 @@ class Assembly:
             if parts is None:
                 parts = self._choices[choice.index] = _Parts()
             parts.add(choice)
+        if more:
+            self._add_unknown(data)
+
+    def _add_unknown(self, data: bytes) -> None:
+        for choice in objects_in(decode_object(data).get("choices")):
+            index = choice.get("index")
+            parts = self._choices.get(index if isinstance(index, int) else 0)
+            if parts is not None:
+                parts.add_unknown(object_in(choice.get("delta")))
 
     def _add_event(self, payload: Payload, data: bytes) -> None:
         if payload.response is not None:
@@ -132,6 +151,7 @@ class _Parts:
         self._calls = _Calls()
         self._function: _Call | None = None
         self._logprobs: dict[str, list[Any]] = {}
+        self._more = Fields()  # whatever else was said
 
     def add(self, choice: Choice) -> None:
         if choice.finish_reason:
@@ -164,6 +184,21 @@ class _Parts:
             _extend(self._lists, {"annotations": delta.annotations})
         if isinstance(delta.audio, dict):
             self._add_audio(delta.audio)
+        if (
+            delta.images is not None
+            or delta.content_blocks is not None
+            or delta.content_parts is not None
+            or delta.reasoning_details is not None
+            or delta.thinking_blocks is not None
+            or delta.extra_content is not None
+        ):
+            self._more.add({name: getattr(delta, name) for name in _ADDED})
+
+    def add_unknown(self, delta: dict[str, Any]) -> None:
+        """Take in the fields that `add` has not seen."""
+        self._more.add({name: value for name, value in delta.items() if name not in _KNOWN})
+        for call in objects_in(delta.get("tool_calls")):
+            self._calls.add_unknown(call)
 
     def _add_audio(self, piece: dict[str, Any]) -> None:
         for name, value in piece.items():
@@ -180,7 +215,7 @@ class _Parts:
         if path != CHAT:
             return {**out, "text": content}
         message: dict[str, Any] = {"role": self._role, "content": content if self._content else None}
-        message |= self._lists
+        message |= self._more.whole() | self._lists
         message |= {name: "".join(pieces) for name, pieces in self._text.items()}
         if self._audio:
             message["audio"] = {k: "".join(v) if isinstance(v, list) else v for k, v in self._audio.items()}
@@ -215,6 +250,15 @@ class _Calls:
             call = self._open[index] = _Call(piece)
             self._calls.append((index, call))
         call.add(piece.function or FunctionCall())
+        if piece.custom is not None or piece.extra_content is not None:
+            call.add_more(piece)
+
+    def add_unknown(self, piece: dict[str, Any]) -> None:
+        """Take in the fields that `add` has not seen in this piece."""
+        index = piece.get("index")
+        call = self._open.get(index) if isinstance(index, int) else self._calls[-1][1] if self._calls else None
+        if call is not None:
+            call.more.add({name: value for name, value in piece.items() if name not in _KNOWN_OF_CALLS})
 
     def whole(self) -> list[dict[str, Any]]:
         return [call.whole() for _, call in sorted(self._calls, key=lambda place: place[0])]
@@ -225,13 +269,15 @@ class _Call:
 
     def __init__(self, first: ToolCall) -> None:
         self._id = first.id
-        self._type = first.type or "function"
+        self._type = first.type or ("function" if first.custom is None else "custom")
         self._name: list[str] = []
         self._arguments: list[str] = []
+        self.more = Fields()
 
     def is_another(self, piece: ToolCall) -> bool:
         """True where a vendor gives each call the same index: a new id with a name is a new call."""
-        return bool(piece.id and self._id and piece.id != self._id and piece.function and piece.function.name)
+        named = piece.function or piece.custom
+        return bool(piece.id and self._id and piece.id != self._id and named and named.name)
 
     def add(self, function: FunctionCall) -> None:
         # Some vendors repeat the whole name with every piece of the arguments.
@@ -240,6 +286,13 @@ class _Call:
         if function.arguments:
             self._arguments.append(function.arguments)
 
+    def add_more(self, piece: ToolCall) -> None:
+        custom = piece.custom or CustomCall()
+        told = {"custom": {"name": custom.name, "input": custom.input}} if piece.custom is not None else {}
+        self.more.add({**told, "extra_content": piece.extra_content})
+
     def whole(self) -> dict[str, Any]:
-        function = {"name": "".join(self._name), "arguments": "".join(self._arguments)}
-        return {"id": self._id, "type": self._type, "function": function}
+        out: dict[str, Any] = {"id": self._id, "type": self._type}
+        if self._type != "custom" or self._name or self._arguments:
+            out["function"] = {"name": "".join(self._name), "arguments": "".join(self._arguments)}
+        return out | self.more.whole()

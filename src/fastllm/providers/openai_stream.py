@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from ..answers import decode_event
 from ..errors import ProtocolError, TruncatedStreamError, snippet
 from ..types import RESPONSES, Chunk, HTTPResponse, Request, Response
 from .base import Decoder
@@ -79,18 +80,21 @@ class OpenAIDecoder(Decoder):
         return data
 
     def _chunk(self, event: str, data: bytes) -> Chunk:
-        chunk = Chunk(data=data, event=event)
         try:
-            payload = chunk.payload
+            payload, more = decode_event(data)
         except (msgspec.DecodeError, ValueError, RecursionError):
             raise self._bad(data, "is not JSON") from None
         if not data.isascii() and not _is_utf8(data):
             raise self._bad(data, "is not UTF-8")
         if data[:1] != b"{" and not data.lstrip().startswith(b"{"):
             raise self._bad(data, "is not a JSON object")
+        chunk = Chunk(data=data, event=event, _payload=payload)
         if event == "error" or b'"error"' in data:
             self._raise_error(chunk)
-        self._assembly.add(payload, data)
+        try:
+            self._assembly.add(payload, data, more)
+        except RecursionError:
+            raise self._bad(data, "is nested too deeply") from None
         if payload.type in _ENDS and self._request.path == RESPONSES:
             self._assembly.check()
             self._done = True

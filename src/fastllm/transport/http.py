@@ -24,7 +24,7 @@ from ..errors import InvalidRequestError
 from ..options import Timeout
 from ..types import Headers, HTTPRequest, HTTPResponse
 from .base import HTTPStream, Transport
-from .connection import Connection, Context
+from .connection import Connection, Context, Outbox
 from .descriptors import connection_limit
 from .dial import Dialer, Origin, closed_error, proxy_refused
 from .pool import Pool
@@ -184,7 +184,8 @@ class HTTPTransport(Transport):
         self._routes.clear()
         self._pools.clear()
         self._sweeper = Sweeper(running)
-        context = Context(running, self._sweeper, self._max_header_bytes, self._max_body_bytes)
+        bounds = self._max_header_bytes, self._max_body_bytes
+        context = Context(running, self._sweeper, *bounds, Outbox(running))
         self._dialer = Dialer(context, self._trust)
 
     def _add_route(self, url: str) -> _Route:
