@@ -371,6 +371,7 @@ class Engine:
             hints = read_hints(source.headers, self.clock.time(), endpoint.limit_names)
             stream = self._hand_over(call, endpoint, permit, source, sent, hints)
             await stream.begin()
+            stream.latency = self.clock.now() - sent
             endpoint.limiter.alive(permit)
             endpoint.limiter.heard(permit, hints)
             return stream

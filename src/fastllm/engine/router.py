@@ -164,6 +164,11 @@ class Tiers:
         limiters = [member.endpoint.limiter for member in first.members] if first is not None else []
         return min(limiters, key=lambda limiter: limiter.waiting, default=None)
 
+    def first_known(self) -> Endpoint | None:
+        """Give an endpoint of the first tier; None before it was asked for."""
+        first = self._tiers[0]
+        return first.members[0].endpoint if first is not None else None
+
     async def begin(self) -> Tier:
         """Give the first tier. What is wrong with the fallbacks is said now, not in their hour of need."""
         for index, (upstream, *_) in enumerate(self._upstreams):

@@ -1,8 +1,8 @@
 """Who asks: from the token of a request to a tenant, and what the tenant may do.
 
-The app knows keys by two protocols alone. `Keys` says whose a token is; `Admissions` holds a tenant's limits, from which
-every request takes before it is sent and to which it gives back, once, whatever happens. The master key is the one that
-is known without a store.
+The app knows keys by two protocols alone. `Keys` says whose a token is; `Admissions` holds a tenant's limits, from
+which every request takes before it is sent and to which it gives back, once, whatever happens. The master key is the
+one that is known without a store.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ANYBODY = Tenant(id="", is_master=True)  # where the gateway has no keys at all
 class Keys(Protocol):
     """Knows tokens. It compares in constant time, and never shows one."""
 
-    def check(self, token: str) -> Tenant | None | Awaitable[Tenant | None]: ...
+    def check(self, token: str) -> Tenant | Awaitable[Tenant | None] | None: ...
 
 
 class Admission(Protocol):

@@ -1,8 +1,8 @@
 """Faces: how errors look in the dialect of the route that they happen on, whole and inside a stream.
 
 An error of a provider keeps its status, except where that would mislead: a refused key is the gateway's and not the
-client's (502), a wait that ran out is 504, a connection that broke 502. `x-should-retry` tells SDKs whether trying again
-can help: not where the gateway has just done so, and not where the wait is longer than they would wait.
+client's (502), a wait that ran out is 504, a connection that broke 502. `x-should-retry` tells SDKs whether trying
+again can help: not where the gateway has just done so, and not where the wait is longer than they would wait.
 """
 
 from __future__ import annotations
@@ -17,14 +17,18 @@ from ..errors import (
     APIConnectionError,
     APITimeoutError,
     AuthenticationError,
+    BadRequestError,
     BudgetExceededError,
     DeadlineExceededError,
     FastLLMError,
     InvalidRequestError,
     LimitExceededError,
     LLMError,
+    NotFoundError,
+    PermissionDeniedError,
     QuotaExceededError,
     RateLimitError,
+    RequestTooLargeError,
     StoppedError,
 )
 
@@ -51,6 +55,13 @@ _TYPES: dict[int, tuple[str, str]] = {
     529: ("overloaded_error", "overloaded_error"),
 }
 _SERVER = ("server_error", "api_error")
+_STATUSES: tuple[tuple[type[LLMError], int], ...] = (  # of errors that no provider sent
+    (InvalidRequestError, 400),
+    (BadRequestError, 400),
+    (PermissionDeniedError, 403),
+    (NotFoundError, 404),
+    (RequestTooLargeError, 413),
+)
 
 
 class Refusal(FastLLMError):
@@ -140,9 +151,9 @@ def _status(error: LLMError) -> tuple[int, str | None]:
         return 429, code or "insufficient_quota"
     if isinstance(error, RateLimitError):
         return 429, code or "rate_limit_exceeded"
-    if isinstance(error, InvalidRequestError):
-        return 400, code
-    return (status, code) if status is not None and 400 <= status < 600 else (502, code)
+    if status is None or not 400 <= status < 600:
+        return next((known for kind, known in _STATUSES if isinstance(error, kind)), 502), code
+    return status, code
 
 
 def _again(error: LLMError, status: int, after: float | None, most_attempts: int) -> bool | None:
