@@ -32,6 +32,11 @@ class Catalog:
         self._patterns = tuple(name for name in names if "*" in name)
         self._matched: set[str] = set()
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Models and patterns, in their order."""
+        return (*self._names, *self._patterns)
+
     def serves(self, model: str) -> bool:
         """Tell whether this model may be asked for at all."""
         if model in self._names or model in self._matched:
@@ -52,7 +57,7 @@ class Catalog:
         return msgspec.json.encode(_entry(model))
 
     def __repr__(self) -> str:
-        return f"<Catalog {', '.join([*self._names, *self._patterns])}>"
+        return f"<Catalog {', '.join(self.names)}>"
 
 
 def _is_file(model: str) -> bool:
