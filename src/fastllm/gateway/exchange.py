@@ -183,16 +183,14 @@ class Exchange:
 
     # The answer
 
+    def _named(self) -> Pairs:
+        """Give the request's id under every name that clients look for."""
+        request_id = self.request_id.encode()
+        return [(name, request_id) for name in self.face.id_headers]
+
     async def answer(self, status: int, body: bytes, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
         """Send a whole JSON answer."""
-        request_id = self.request_id.encode()
-        pairs = [
-            _JSON,
-            (b"content-length", b"%d" % len(body)),
-            (b"x-request-id", request_id),
-            (b"x-fastllm-request-id", request_id),
-            *headers,
-        ]
+        pairs = [_JSON, (b"content-length", b"%d" % len(body)), *self._named(), *headers]
         self.status = status
         self.sent_bytes = len(body)
         await self._send({"type": "http.response.start", "status": status, "headers": pairs})
@@ -217,8 +215,7 @@ class Exchange:
 
     async def begin(self, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
         """Begin a stream of events: from now on comments keep its connection alive."""
-        request_id = self.request_id.encode()
-        pairs = [*_EVENT_HEADERS, (b"x-request-id", request_id), (b"x-fastllm-request-id", request_id), *headers]
+        pairs = [*_EVENT_HEADERS, *self._named(), *headers]
         self.status = 200
         self._last = time.monotonic()
         await self._send({"type": "http.response.start", "status": 200, "headers": pairs})

@@ -168,7 +168,9 @@ def _again(error: LLMError, status: int, after: float | None, most_attempts: int
 
 
 class Face:
-    """One dialect of errors."""
+    """One dialect of errors. `id_headers` are the names under which its clients look for a request's id."""
+
+    id_headers = (b"x-request-id", b"x-fastllm-request-id")
 
     def body(self, fault: Fault, request_id: str) -> bytes:
         """Give the body of an answer."""
@@ -213,6 +215,8 @@ class ResponsesFace(OpenAIFace):
 
 class AnthropicFace(Face):
     """`{"type": "error", "error": {type, message}, "request_id"}`; an error of Anthropic's keeps its own type."""
+
+    id_headers = (b"request-id", b"x-request-id", b"x-fastllm-request-id")
 
     def body(self, fault: Fault, request_id: str) -> bytes:
         known = {kind for _, kind in _TYPES.values()}
