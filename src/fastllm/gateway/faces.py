@@ -170,7 +170,7 @@ def _again(error: LLMError, status: int, after: float | None, most_attempts: int
 class Face:
     """One dialect of errors. `id_headers` are the names under which its clients look for a request's id."""
 
-    id_headers = (b"x-request-id", b"x-fastllm-request-id")
+    id_headers: tuple[bytes, ...] = (b"x-request-id", b"x-fastllm-request-id")
 
     def body(self, fault: Fault, request_id: str) -> bytes:
         """Give the body of an answer."""

@@ -38,8 +38,8 @@ _HEAD_TIMEOUT = Fault(status=408, message="the request's head did not come in ti
 _BAD_REQUEST = Fault(status=400, message="this is no valid HTTP request", code="bad_http")
 
 
-class _TooLarge(Exception):
-    """A head has more bytes than it may."""
+class _Refused(Exception):
+    """Stops the parser; what is wrong stands in the protocol's `_fault`."""
 
 
 class _Protocol(HttpToolsProtocol):
@@ -47,8 +47,9 @@ class _Protocol(HttpToolsProtocol):
 
     most_head_bytes = 32 * 1024
     head_seconds = 10.0
-    _head_size = 0
+    _head_bytes = 0  # that came since the head began, and maybe some of what follows it
     _in_head = True
+    _begun = False  # a head began in the last read
     _head_timer: TimerHandle | None = None
     _fault = _BAD_REQUEST
 
@@ -61,34 +62,46 @@ class _Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        self._begun = False
+        self._head_bytes = self._head_bytes + len(data) if self._in_head else len(data)
         super().data_received(data)
-        if self._in_head and self._head_timer is None and not self.transport.is_closing():
-            self._await_head()
+        if self._in_head and not self.transport.is_closing():
+            if self._begun:  # in this read, nobody knows where
+                self._head_bytes = 0
+            if self._head_bytes > self.most_head_bytes:
+                self._refuse(_HEAD_TOO_LARGE)
+            elif self._head_timer is None:
+                self._await_head()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._head_size, self._in_head = 0, True
+        self._in_head = self._begun = True
         self.scope["fastllm.abort"] = self.transport.abort  # type: ignore[typeddict-unknown-key]
 
-    def on_url(self, url: bytes) -> None:
-        self._count(len(url))
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value) + 4)
-        super().on_header(name, value)
-
     def on_headers_complete(self) -> None:
+        self._check_head()
         self._in_head = False
         if self._head_timer is not None:
             self._head_came()
         super().on_headers_complete()
 
-    def _count(self, size: int) -> None:
-        self._head_size += size
-        if self._head_size > self.most_head_bytes:
-            self._fault = _HEAD_TOO_LARGE
-            raise _TooLarge
+    def _check_head(self) -> None:
+        """Stop at what llhttp lets pass: a head that is too large, no Host or two of them, an encoding of the body
+        beside `chunked`, a version that is none."""
+        if self._head_bytes > self.most_head_bytes:
+            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+            if size > self.most_head_bytes:
+                self._fault = _HEAD_TOO_LARGE
+                raise _Refused
+        hosts = 0
+        for name, value in self.headers:
+            if name == b"host":
+                hosts += 1
+            elif name == b"transfer-encoding" and value.strip().lower() != b"chunked":
+                raise _Refused
+        version = self.parser.get_http_version()
+        if hosts > 1 or (version == "1.1" and not hosts) or version not in ("1.1", "1.0"):
+            raise _Refused
 
     def _await_head(self) -> None:
         self._head_timer = self.loop.call_later(self.head_seconds, self._head_is_late)
@@ -103,14 +116,23 @@ class _Protocol(HttpToolsProtocol):
         if not self.transport.is_closing():
             self._refuse(_HEAD_TIMEOUT)
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """What follows would be another protocol: nobody reads it."""
+        self.cycle.keep_alive = False
+
     def send_400_response(self, msg: str) -> None:
         self._refuse(self._fault)
 
     def _refuse(self, fault: Fault) -> None:
-        """Say what is wrong, unless an earlier request is still being answered, and close."""
-        if self.cycle is not None and not self.cycle.response_complete:
-            self.transport.abort()
-            return
+        """Say what is wrong and close. While an earlier request is still to be answered, an answer here would be taken
+        for that one's."""
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            if self._in_head or cycle.response_started or self.pipeline:
+                self.transport.abort()
+                return
+            cycle.disconnected = True  # its body is what is wrong
+            cycle.message_event.set()
         body = OPENAI.body(fault, "")
         head = (
             b"content-type: application/json\r\ncontent-length: %d\r\n"
