@@ -49,7 +49,7 @@ class _Protocol(HttpToolsProtocol):
     head_seconds = 10.0
     _head_bytes = 0  # that came since the head began, and maybe some of what follows it
     _in_head = True
-    _begun = False  # a head began in the last read
+    _ended = False  # a message ended in the last read
     _head_timer: TimerHandle | None = None
     _fault = _BAD_REQUEST
 
@@ -62,11 +62,11 @@ class _Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        self._begun = False
+        self._ended = False
         self._head_bytes = self._head_bytes + len(data) if self._in_head else len(data)
         super().data_received(data)
         if self._in_head and not self.transport.is_closing():
-            if self._begun:  # in this read, nobody knows where
+            if self._ended:  # the head began somewhere in this read: the next ones are counted
                 self._head_bytes = 0
             if self._head_bytes > self.most_head_bytes:
                 self._refuse(_HEAD_TOO_LARGE)
@@ -75,7 +75,7 @@ class _Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._in_head = self._begun = True
+        self._in_head = True
         self.scope["fastllm.abort"] = self.transport.abort  # type: ignore[typeddict-unknown-key]
 
     def on_headers_complete(self) -> None:
@@ -84,6 +84,10 @@ class _Protocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_came()
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._ended = True
+        super().on_message_complete()
 
     def _check_head(self) -> None:
         """Stop at what llhttp lets pass: a head that is too large, no Host or two of them, an encoding of the body
