@@ -164,10 +164,10 @@ class Tiers:
         limiters = [member.endpoint.limiter for member in first.members] if first is not None else []
         return min(limiters, key=lambda limiter: limiter.waiting, default=None)
 
-    def first_known(self) -> Endpoint | None:
-        """Give an endpoint of the first tier; None before it was asked for."""
-        first = self._tiers[0]
-        return first.members[0].endpoint if first is not None else None
+    @property
+    def known(self) -> list[Endpoint]:
+        """The endpoints of all tiers that were made so far, the first tier's first."""
+        return [member.endpoint for tier in self._tiers if tier is not None for member in tier.members]
 
     async def begin(self) -> Tier:
         """Give the first tier. What is wrong with the fallbacks is said now, not in their hour of need."""

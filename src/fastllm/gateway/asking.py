@@ -16,11 +16,12 @@ from msgspec import UNSET, Raw, UnsetType
 
 from ..errors import ConfigError, InvalidRequestError
 from ..options import CacheControl, Timeout
-from ..types import CHAT, COMPLETIONS, NO_HEADERS, Headers, Request
+from ..types import CHAT, COMPLETIONS, MODERATIONS, NO_HEADERS, Headers, Request
 from .auth import Tenant
 from .exchange import Exchange
 from .faces import Refusal
 
+MODERATION = "omni-moderation-latest"  # OpenAI's own default
 _NO_CACHE = CacheControl(read=False)
 _NO_STORE = CacheControl(write=False)
 _NEITHER = CacheControl(read=False, write=False)
@@ -74,6 +75,7 @@ def asked_of(exchange: Exchange, path: str, body: bytes, model: str, default: st
     more["headers"] = _headers(forwarded) if forwarded else NO_HEADERS
     request = Request.from_body(body, path=path, model=model, **more)
     if not request.model:
+        default = MODERATION if path == MODERATIONS else default
         if not default:
             raise Refusal(400, "the request names no model: set `model`", param="model")
         request = msgspec.structs.replace(request, model=default)

@@ -55,6 +55,8 @@ _TYPES: dict[int, tuple[str, str]] = {
     529: ("overloaded_error", "overloaded_error"),
 }
 _SERVER = ("server_error", "api_error")
+# What only Anthropic says: `invalid_request_error` is OpenAI's word for nearly everything, too.
+_ANTHROPICS = frozenset(kind for _, kind in _TYPES.values()) - {"invalid_request_error"}
 _STATUSES: tuple[tuple[type[LLMError], int], ...] = (  # of errors that no provider sent
     (InvalidRequestError, 400),
     (BadRequestError, 400),
@@ -219,8 +221,7 @@ class AnthropicFace(Face):
     id_headers = (b"request-id", b"x-request-id", b"x-fastllm-request-id")
 
     def body(self, fault: Fault, request_id: str) -> bytes:
-        known = {kind for _, kind in _TYPES.values()}
-        kind = fault.type if fault.type in known else _TYPES.get(fault.status, _SERVER)[1]
+        kind = fault.type if fault.type in _ANTHROPICS else _TYPES.get(fault.status, _SERVER)[1]
         error = {"type": kind, "message": fault.message}
         return _encode({"type": "error", "error": error, "request_id": request_id})
 

@@ -20,7 +20,7 @@ from ..engine.stream import Stream
 from ..errors import ConfigError
 from ..policy.budget import Budget
 from ..policy.purse import Purse, answers_asked
-from ..policy.tokens import FIRST_ANSWER, START_RATIO
+from ..policy.tokens import START_RATIO
 from ..providers.sse import written
 from ..types import CHAT, COMPLETIONS, Chunk, Request, Response
 from .asking import Asked, asked_of, attempts_left, timeout_for
@@ -74,6 +74,9 @@ class _Permit:
         return [(name.lower().encode(), str(value).encode()) for name, value in self._admission.headers().items()]
 
 
+NO_PERMIT = _Permit(None)
+
+
 async def operate(gate: Gate, exchange: Exchange, tenant: Tenant, path: str, model: str, record: Record) -> None:
     """Answer one request for a model."""
     body = await exchange.body()
@@ -87,11 +90,14 @@ async def operate(gate: Gate, exchange: Exchange, tenant: Tenant, path: str, mod
     timeout = UNSET if request.stream else timeout_for(exchange, engine.timeout)
     if timeout is not UNSET:
         request = msgspec.structs.replace(request, timeout=timeout)
-    endpoint = _endpoint(engine, request.model)
-    _shed(gate.options, engine, endpoint, request)
-    permit = _Permit(_admitted(gate.admissions, tenant, endpoint, request))
     exchange.watch()
+    permit = NO_PERMIT
     try:
+        endpoints = known(engine, request.model)
+        if endpoints:
+            _shed(gate.options, engine, endpoints[0], request)
+        if gate.admissions is not None and tenant.key is not None:
+            permit = _Permit(await _admitted(gate.admissions, tenant, engine, endpoints, request))
         if request.stream:
             asked.request = request
             await _streamed(exchange, engine, asked, permit, record)
@@ -102,18 +108,18 @@ async def operate(gate: Gate, exchange: Exchange, tenant: Tenant, path: str, mod
         permit.release()
 
 
-def _endpoint(engine: Engine, model: str) -> Endpoint | None:
-    """Give an endpoint of this model, as far as one is known: what its limits and prices are like."""
+def known(engine: Engine, model: str) -> Sequence[Endpoint]:
+    """Give the endpoints that may answer for this model, as far as they are known."""
     found = engine.router.known.get(model)
     if found is not None:
-        return found
+        return (found,)
     tiers = engine.router.route(model)
-    return None if tiers is None else tiers.first_known()
+    return () if tiers is None else tiers.known
 
 
-def _shed(options: GatewayOptions, engine: Engine, endpoint: Endpoint | None, request: Request) -> None:
+def _shed(options: GatewayOptions, engine: Engine, endpoint: Endpoint, request: Request) -> None:
     """Refuse at once what would stand at the end of a queue that is full."""
-    if endpoint is None or not engine.stats.waiting:
+    if not engine.stats.waiting:
         return
     limiter = engine.router.shortest_queue(request.model)
     if limiter is not None and limiter.waiting >= options.queue_size:
@@ -122,16 +128,22 @@ def _shed(options: GatewayOptions, engine: Engine, endpoint: Endpoint | None, re
         raise Refusal(429, text, code="queue_full", retry_after=after)
 
 
-def _admitted(
-    admissions: Admissions | None, tenant: Tenant, endpoint: Endpoint | None, request: Request
-) -> Admission | None:
-    """Take from the tenant's limits what the request may need."""
-    if admissions is None or tenant.key is None:
-        return None
-    if endpoint is None:  # the first request for this model
-        tokens = len(request.body) * START_RATIO + (request.max_tokens or FIRST_ANSWER)
-        return admissions.admit(tenant.key, tokens, None)
-    return admissions.admit(tenant.key, endpoint.estimator.estimate(request).tokens, bound_of(endpoint, request))
+async def _admitted(
+    admissions: Admissions, tenant: Tenant, engine: Engine, endpoints: Sequence[Endpoint], request: Request
+) -> Admission:
+    """Take from the tenant's limits what the request may need. Whoever may answer is made known first: a thousand first
+    requests at once must not pass without a price."""
+    if not endpoints:
+        tiers = engine.router.route(request.model)
+        if tiers is None:
+            endpoints = (await engine.router.resolve(request.model),)
+        else:
+            await tiers.begin()
+            endpoints = tiers.known
+    tokens = max(endpoint.estimator.estimate(request).tokens for endpoint in endpoints)
+    bounds = [bound_of(endpoint, request) for endpoint in endpoints]
+    priced = [bound for bound in bounds if bound is not None]
+    return admissions.admit(tenant.key, tokens, max(priced) if len(priced) == len(bounds) else None)
 
 
 def bound_of(endpoint: Endpoint, request: Request) -> float | None:
@@ -200,8 +212,8 @@ def _settle(stream: Stream, permit: _Permit, record: Record, engine: Engine, req
         return
     usage, cost = response.usage, response.cost
     if usage is None:
-        endpoint = _endpoint(engine, request.model)
-        ratio = endpoint.estimator.ratio if endpoint is not None else START_RATIO
+        endpoints = known(engine, request.model)
+        ratio = endpoints[0].estimator.ratio if endpoints else START_RATIO
         usage = Usage(
             prompt_tokens=int(len(request.body) * ratio) + 1, completion_tokens=int(len(response.body) * ratio)
         )
