@@ -68,8 +68,7 @@ async def test_a_tenants_cost_is_bounded_by_the_price_and_settled_by_the_usage(t
         for _ in range(2):
             await gate.ask(body={**BODY, "max_tokens": 1000}, x_api_key="a")
         (_, first), (_, bound) = tenants.asked
-        assert first is None  # nobody had asked for this model before: its price was not known yet
-        assert bound is not None and bound > 1000 * 2e-6
+        assert bound is not None and bound == first and bound > 1000 * 2e-6
         usage, cost = tenants.ends[-1]
         assert usage is not None and cost == pytest.approx(usage.prompt_tokens * 1e-6 + usage.completion_tokens * 2e-6)
         assert cost < bound

@@ -96,11 +96,18 @@ async def served(
         try:
             yield Served(upstream, gateway, server, records)
         finally:
-            server.stop()
-            await asyncio.sleep(0)
-            server.stop()
-            await running
-            await made.aclose()
+            await _dropped(server, running)
+            await gateway.engine.aclose()
+
+
+async def _dropped(server: Server, running: asyncio.Task[None]) -> None:
+    """End a server without the pauses that it makes for its clients' sake; test_server.py has those."""
+    for listener in getattr(server._uvicorn, "servers", ()):
+        listener.close()
+    for open_one in list(server._uvicorn.server_state.connections):
+        open_one.transport.abort()
+    running.cancel()
+    await asyncio.wait([running])
 
 
 class Answer(msgspec.Struct):

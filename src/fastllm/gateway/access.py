@@ -31,7 +31,8 @@ class AccessLog:
         self.dropped = 0
         self._lines: queue.Queue[bytes | None] = queue.Queue(MOST_WAITING)
         try:
-            self._file: IO[bytes] = sys.stderr.buffer if path == "-" else Path(path).open("ab")  # noqa: SIM115
+            # Without a buffer: what a full disk did not take must not wait in memory, or fail again at the end.
+            self._file: IO[bytes] = sys.stderr.buffer if path == "-" else Path(path).open("ab", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise ConfigError(f"cannot write the access log {path!r}: {error.strerror or error}") from None
         self._owned = path != "-"
@@ -49,8 +50,10 @@ class AccessLog:
             lines = [self._lines.get()]
             while not self._lines.empty():
                 lines.append(self._lines.get())
+            data = b"".join(line for line in lines if line is not None)
             try:
-                self._file.write(b"".join(line for line in lines if line is not None))
+                while data:
+                    data = data[self._file.write(data) :]
                 self._file.flush()
             except (OSError, ValueError) as error:
                 self.dropped += len(lines)

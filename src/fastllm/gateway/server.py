@@ -159,6 +159,7 @@ class Server:
         options = gateway.options
         self.gateway = gateway
         self._socket = _bound(options.host, options.port)
+        self.port = int(self._socket.getsockname()[1])
         protocol = type(
             "_BoundProtocol",
             (_Protocol,),
@@ -180,10 +181,6 @@ class Server:
             )
         )
         self._stopping: asyncio.Task[None] | None = None
-
-    @property
-    def port(self) -> int:
-        return int(self._socket.getsockname()[1])
 
     @property
     def origin(self) -> str:
