@@ -13,13 +13,13 @@ import msgspec
 import pytest
 
 from fastllm import build
-from fastllm.build import EngineOptions, engine, make_cache, variant, wire_model
+from fastllm.build import EngineOptions, engine, make_cache, reloaded, variant, wire_model
 from fastllm.cache.base import Cache
 from fastllm.cache.disk import DiskCache
 from fastllm.cache.memory import InMemoryCache, MemoryStore
 from fastllm.engine.endpoint import Endpoint
-from fastllm.errors import APIConnectionError, ConfigError, MissingKeyError, UnknownProviderError
-from fastllm.options import CachePolicy, Limits, Route, Upstream
+from fastllm.errors import APIConnectionError, ConfigError, MissingKeyError, RateLimitError, UnknownProviderError
+from fastllm.options import CachePolicy, Limits, Route, Timeout, Upstream
 from fastllm.providers.openai import OpenAIProvider
 from fastllm.transport.scripted import ScriptedTransport
 from fastllm.types import HTTPResponse, Request
@@ -341,3 +341,75 @@ async def test_a_route_says_at_its_first_use_what_is_wrong_even_with_its_fallbac
 def test_an_impossible_route_is_refused(make: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+# Reloading
+
+
+def _answering(sent: list[str]) -> ScriptedTransport:
+    def handler(http: Any) -> HTTPResponse:
+        sent.append(http.url)
+        return HTTPResponse(status=200, body=b'{"choices":[{"message":{"content":"x"},"finish_reason":"stop"}]}')
+
+    return ScriptedTransport(handler)
+
+
+async def test_a_reload_keeps_the_endpoints_that_stay_as_they_were_and_what_was_used_of_their_limits() -> None:
+    sent: list[str] = []
+    same = Upstream(model="same", base_url="http://one.test/v1", limits=Limits(rpm=1))
+    other = Upstream(model="other", base_url="http://two.test/v1", limits=Limits(rpm=1))
+    transport = _answering(sent)
+    before = engine(EngineOptions(transport=transport, routes={"a": Route(endpoints=[same, other])}))
+    for _ in range(2):
+        await before.execute(Request.of({"model": "a", "messages": []}))
+    assert len(sent) == 2
+    changed = msgspec.structs.replace(other, limits=Limits(rpm=5))
+    options = EngineOptions(
+        transport=transport,
+        timeout=Timeout(queue=0.5),
+        routes={"b": Route(endpoints=[same]), "c": Route(endpoints=[changed])},
+    )
+    after = reloaded(before, options)
+    with pytest.raises(RateLimitError):  # the minute's only request was used before
+        await after.execute(Request.of({"model": "b", "messages": []}))
+    assert (await after.execute(Request.of({"model": "c", "messages": []}))).text == "x"
+    old = {endpoint.target.base_url: endpoint for endpoint in before.router.endpoints}
+    new = {endpoint.target.base_url: endpoint for endpoint in after.router.endpoints}
+    assert new["http://one.test/v1"] is old["http://one.test/v1"]
+    assert new["http://two.test/v1"] is not old["http://two.test/v1"]
+    assert new["http://two.test/v1"].limiter.limits == Limits(rpm=5)
+    assert after.stats is before.stats
+    await before.aclose()
+
+
+async def test_a_reload_forgets_routes_that_are_gone_and_does_not_disturb_a_request_under_way() -> None:
+    go = asyncio.Event()
+
+    async def handler(http: Any) -> HTTPResponse:
+        await go.wait()
+        return HTTPResponse(status=200, body=b'{"choices":[{"message":{"content":"x"},"finish_reason":"stop"}]}')
+
+    route = Route(endpoints=[Upstream(model="m", base_url="http://one.test/v1")])
+    options = EngineOptions(transport=ScriptedTransport(handler), routes={"gone/a": route})
+    before = engine(options)
+    under_way = asyncio.create_task(before.execute(Request.of({"model": "gone/a", "messages": []})))
+    await asyncio.sleep(0.01)
+    after = reloaded(reloaded(before, options), msgspec.structs.replace(options, routes={}))
+    with pytest.raises(UnknownProviderError):
+        await after.execute(Request.of({"model": "gone/a", "messages": []}))
+    go.set()
+    assert (await under_way).text == "x"
+    await before.aclose()
+
+
+async def test_a_reload_goes_on_with_a_model_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Local()
+    server.go.set()
+    _starts(monkeypatch, {"a": server})
+    options = EngineOptions(transport=_answering([]))
+    before = engine(options)
+    endpoint = await before.router.resolve("local/a")
+    assert await reloaded(before, options).router.resolve("local/a") is not None
+    assert reloaded(before, options).router.known["local/a"] is endpoint
+    await before.aclose()
+    assert server.closed

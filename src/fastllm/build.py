@@ -262,6 +262,14 @@ def variant(base: Engine, options: EngineOptions, *, same_endpoints: bool) -> En
     )
 
 
+def reloaded(base: Engine, options: EngineOptions) -> Engine:
+    """Give an engine with other options that goes on with the base's connections, cache, counters and budget, and with
+    all endpoints that stay as they were: with what was learnt of them, and what was used of their limits."""
+    resolver = _Resolver(options, base.clock, started=base.on_close, budget=base.budget)
+    router = Router(resolver.resolve, options.routes, resolver.find, base.router)
+    return base.with_options(router=router, retry=options.retry, timeout=options.timeout)
+
+
 def make_cache(option: CacheOption) -> Cache | None:
     """Turn what users write (a name, a policy, a Cache, a Store, None) into a Cache."""
     if option is None or isinstance(option, Cache):

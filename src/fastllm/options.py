@@ -30,7 +30,9 @@ class Timeout(msgspec.Struct, frozen=True, kw_only=True):
     `connect` covers DNS, TCP and any proxy, `tls` the handshake, `first_byte` from the request sent to the
     answer's first byte, `between_chunks` each further read, `attempt` one attempt from its permit to its whole answer
     (of a stream: to its first chunk), after which the next one follows, `total` everything: waits,
-    attempts and back-off. `Timeout.of(30)` sets the total and keeps each phase within it.
+    attempts and back-off. `queue` is for how long a single call may wait for its turn under an endpoint's limits; where
+    it is known at once that this would take longer, it fails at once. `Timeout.of(30)` sets the total and keeps each
+    phase within it.
     """
 
     connect: float | None = 5.0
@@ -39,6 +41,7 @@ class Timeout(msgspec.Struct, frozen=True, kw_only=True):
     between_chunks: float | None = 60.0
     total: float | None = 600.0
     attempt: float | None = None
+    queue: float | None = None
 
     def __post_init__(self) -> None:
         for field in self.__struct_fields__:

@@ -28,9 +28,18 @@ from .types import _without_secrets
 
 FILE = "fastllm.toml"
 PREFIX = "FASTLLM_"
-TABLES = ("routes", "vendors")
+TABLES = ("routes", "vendors", "gateway")
 _SETTING_OF = {"cache.directory": "cache_dir"}  # where an option's field is not called as the setting
-_FLAGS = ("CONFIG", "DRY_RUN", "FORCE", "OUTPUT", "OVERWRITE", "RETRY_FAILED")  # variables that are no settings
+_FLAGS = (
+    "CONFIG",
+    "DRY_RUN",
+    "FORCE",
+    "MASTER_KEY",
+    "OUTPUT",
+    "OVERWRITE",
+    "RETRY_FAILED",
+)  # variables that are no settings
+_APPS = ("GATEWAY_",)  # what these begin with belongs to an app, which checks it
 _PATHS = frozenset({"cache_dir", "prices", "schema", "summary_json"})
 
 
@@ -134,15 +143,23 @@ LIMITS = ("concurrency", "rpm", "tpm", "itpm", "otpm", "rpd", "tpd")
 class Settings:
     """Resolved settings: `settings["rpm"]` is a value, `settings.origin("rpm")` says where it came from.
 
-    `routes` and `vendors` stand in the file alone, as tables; the vendors are registered when they are read.
+    `routes` and `vendors` stand in the file alone, as tables; the vendors are registered when they are read. `gateway`
+    is the table that the gateway reads; `place` is the file's path.
     """
 
     def __init__(
-        self, values: Mapping[str, Value], routes: Mapping[str, Route] | None = None, vendors: Sequence[Vendor] = ()
+        self,
+        values: Mapping[str, Value],
+        routes: Mapping[str, Route] | None = None,
+        vendors: Sequence[Vendor] = (),
+        gateway: Mapping[str, Any] | None = None,
+        place: str = FILE,
     ) -> None:
         self._values = dict(values)
         self.routes = dict(routes or {})
         self.vendors = tuple(vendors)
+        self.gateway = dict(gateway or {})
+        self.place = place
 
     def __getitem__(self, name: str) -> Any:
         return self._values[name].value
@@ -239,7 +256,10 @@ def load_settings(
         else:
             values[name] = Value(setting.default, "default")
     vendors = _vendors(from_file.get("vendors", {}), path)
-    return Settings(values, _routes(from_file.get("routes", {}), path), vendors)
+    gateway = from_file.get("gateway", {})
+    if not isinstance(gateway, dict):
+        raise ConfigError(f"gateway in {path} must be a table: [gateway]")
+    return Settings(values, _routes(from_file.get("routes", {}), path), vendors, gateway, str(path))
 
 
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:
@@ -247,7 +267,7 @@ def unknown_variables(environ: Mapping[str, str]) -> list[str]:
     known = [*(PREFIX + name for name in _FLAGS), *(setting.variable for setting in SETTINGS.values())]
     found = []
     for name in sorted(environ):
-        if name.startswith(PREFIX) and name not in known:
+        if name.startswith(PREFIX) and name not in known and not name.removeprefix(PREFIX).startswith(_APPS):
             near = difflib.get_close_matches(name, known, n=1)
             found.append(name + (f" (did you mean {near[0]}?)" if near else ""))
     return found

@@ -237,3 +237,74 @@ def test_seconds_count_from_the_request_and_latency_from_the_attempt() -> None:
         assert response.latency == 1 and done[0].seconds == pytest.approx(6.25)
 
     run_virtual(scenario)
+
+
+# timeout.queue: how long a single call may wait for its turn
+
+
+def test_a_wait_that_is_known_to_be_too_long_is_refused_at_once_with_when_to_come_back() -> None:
+    async def scenario() -> None:
+        engine = make_engine(lambda http: answer(), limits=Limits(rpm=2), timeout=Timeout(queue=5.0))
+        for i in range(2):
+            await engine.execute(request(str(i)))
+        before = engine.clock.now()
+        with pytest.raises(e.RateLimitError) as caught:
+            await engine.execute(request("one too many"))
+        assert engine.clock.now() == before and engine.transport.requests == 2  # type: ignore[attr-defined]
+        error = caught.value
+        assert error.code == "queue_timeout" and not error.sent and not error.retryable
+        assert error.retry_after is not None and 5.0 < error.retry_after <= 65.0
+        await asyncio.sleep(error.retry_after)
+        assert (await engine.execute(request("in time"))).text == "hi"
+        assert engine.stats.in_flight == engine.stats.waiting == 0
+
+    run_virtual(scenario)
+
+
+def test_a_wait_of_unknown_length_ends_when_the_time_for_it_is_up() -> None:
+    async def scenario() -> None:
+        async def slow(http: HTTPRequest) -> HTTPResponse:
+            await asyncio.sleep(30.0)
+            return answer()
+
+        engine = make_engine(slow, limits=Limits(concurrency=1), timeout=Timeout(queue=2.0))
+        first = asyncio.create_task(engine.execute(request("first")))
+        await asyncio.sleep(0)
+        with pytest.raises(e.RateLimitError, match=r"timeout\.queue"):
+            await engine.execute(request("second"))
+        assert 2.0 <= engine.clock.now() < 2.2 and engine.stats.waiting == 0
+        assert (await first).text == "hi"
+        assert engine.stats.in_flight == engine.stats.waiting == 0
+
+    run_virtual(scenario)
+
+
+def test_a_batch_waits_in_the_queue_for_as_long_as_it_takes() -> None:
+    async def scenario() -> None:
+        engine = make_engine(lambda http: answer(), limits=Limits(rpm=2), timeout=Timeout(queue=5.0))
+        done = await asyncio.gather(*(engine.execute(request(str(i), priority=1)) for i in range(5)))
+        assert len(done) == 5 and engine.clock.now() > 60.0
+
+    run_virtual(scenario)
+
+
+def test_the_total_time_and_a_cancellation_are_not_taken_for_the_queues() -> None:
+    async def scenario() -> None:
+        async def slow(http: HTTPRequest) -> HTTPResponse:
+            await asyncio.sleep(30.0)
+            return answer()
+
+        engine = make_engine(slow, limits=Limits(concurrency=1), timeout=Timeout(queue=10.0, total=60.0))
+        first = asyncio.create_task(engine.execute(request("first")))
+        await asyncio.sleep(0)
+        with pytest.raises(e.DeadlineExceededError):
+            await engine.execute(request("second", timeout=Timeout(queue=10.0, total=1.0)))
+        third = asyncio.create_task(engine.execute(request("third")))
+        await asyncio.sleep(1.0)
+        third.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await third
+        await first
+        assert engine.stats.in_flight == engine.stats.waiting == 0
+
+    run_virtual(scenario)

@@ -13,7 +13,8 @@ from fastllm import errors as e
 from fastllm.engine.holds import STEP
 from fastllm.options import Limits, Retry
 from fastllm.testing.clock import run_virtual
-from kits.engine import answer, make_engine, refusal, request
+from fastllm.types import HTTPResponse
+from kits.engine import answer, make_engine, now, refusal, request
 
 
 def batch(text: str = "hello") -> object:
@@ -157,3 +158,18 @@ def test_limits_that_were_told_are_learnt_and_those_that_were_set_are_known_alre
             assert {name: limit.limit for name, limit in found.items()} == learnt
 
     run_virtual(scenario)
+
+
+def test_what_is_said_of_an_outage_quotes_no_answer(caplog: pytest.LogCaptureFixture) -> None:
+    """Errors hold the beginning of what came instead of an answer; a log must not: it may be an answer."""
+
+    async def scenario() -> None:
+        said = iter([answer()])
+        broken = (HTTPResponse(status=200, body=b'{"choices": canary'), HTTPResponse(status=500, body=b"canary"))
+        engine = make_engine(lambda http: next(said, broken[int(now()) % 2]), retry=Retry(attempts=4))
+        await engine.execute(request())
+        await asyncio.gather(*(engine.execute(request(str(i))) for i in range(8)), return_exceptions=True)
+        await engine.aclose()
+
+    run_virtual(scenario)
+    assert "does not answer" in caplog.text and "canary" not in caplog.text

@@ -16,6 +16,7 @@ COMMANDS = {
     "run": "Answer a file of prompts: INPUT -> --output OUT; run it again to resume.",
     "jobs": "List, show, resume, export or remove the jobs under a directory.",
     "chat": "Ask one question and stream the answer.",
+    "serve": "Serve OpenAI's and Anthropic's API in front of any provider: the gateway.",
     "mock": "Serve a model that needs no model, with real rate limits, for tests.",
     "cache": "Look at or clear the disk cache.",
     "providers": "List who can be asked, and whose keys are set.",

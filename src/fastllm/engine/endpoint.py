@@ -16,6 +16,7 @@ from ..errors import (
     LLMError,
     OverloadedError,
     PermissionDeniedError,
+    ProtocolError,
     RateLimitError,
 )
 from ..policy.backoff import UNREACHABLE_CODES, only_patience
@@ -102,6 +103,16 @@ class Endpoint:
         self._out_since: float | None = None  # an outage that was told of
         self.scope = scope(provider.name, target.base_url, target.headers, namespace)
 
+    def is_like(self, other: Endpoint) -> bool:
+        """Tell whether another endpoint at the same place was made with the same options."""
+        return (
+            (self.scope, self.limiter.limits, self.price, self.limit_names)
+            == (other.scope, other.limiter.limits, other.price, other.limit_names)
+            and type(self.provider) is type(other.provider)
+            and self.packing.inputs == other.packing.inputs
+            and (self.purse and self.purse.budget) is (other.purse and other.purse.budget)
+        )
+
     @property
     def model(self) -> str:
         """The model's name on the wire."""
@@ -187,7 +198,7 @@ class Endpoint:
         if out >= TOLD and self._out_since is None and limiter.breaker.proven:
             self._out_since = limiter.now - out
             logger.warning(
-                "%s does not answer (%s); asking every %g s whether it is back", self.name, error.message, PROBE
+                "%s does not answer (%s); asking every %g s whether it is back", self.name, _brief(error), PROBE
             )
         if limiter.breaker.dead:
             limiter.condemn(error)  # a wrong address, or a server that is down: no use to try every row
@@ -284,6 +295,13 @@ class Endpoint:
 
     def __repr__(self) -> str:
         return f"<Endpoint {self.name} {self.limiter!r}>"
+
+
+def _brief(error: LLMError) -> str:
+    """Say what went wrong without what was answered: logs hold no answers."""
+    if isinstance(error, ProtocolError):
+        return f"an answer that is none: {error.code or 'not HTTP'}"
+    return f"status {error.status_code}" if isinstance(error, APIStatusError) else error.message
 
 
 def _secrets(target: Target) -> tuple[str, ...]:

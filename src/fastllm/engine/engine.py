@@ -31,7 +31,7 @@ from .events import AttemptFailed, Event, Observer, RequestDone, attempts_only
 from .flight import Flight, Terms
 from .hedge import A, Race, latencies, spare_permit
 from .keeping import keep, kept, look_up, reads
-from .limiter import ParkedError, Permit
+from .limiter import Permit
 from .packs import Packs, split
 from .router import Router, Tier, address
 from .sharing import Sharing
@@ -270,7 +270,7 @@ class Engine:
         while True:
             permit = endpoint.limiter.try_acquire(estimate, request.priority)
             if permit is None:
-                permit = await self._admission(call, endpoint, estimate)
+                permit = await parking.admission(call, endpoint, estimate, self.retry, self.clock, self.stats)
             if call.flight is not None and call.flight.answer is not None:  # another leader was first
                 permit.cancel()
                 return call.flight.answer  # type: ignore[return-value]  # only whole answers fly
@@ -343,34 +343,6 @@ class Engine:
         race = Race(self.clock, known, second, won, lambda error: self._missed(call, endpoint, error, None))
         return await race.run(begin(permit), self.retry.hedge or 1.0)
 
-    async def _admission(self, call: Call, endpoint: Endpoint, estimate: Estimate) -> Permit:
-        """Wait in the limiter's queue. For batch requests this time is not held against the deadline."""
-        request = call.request
-        batch = request.priority > 0
-        patience = parking.patience(self.retry, batch=batch)
-        if call.way is not None:
-            patience = call.way.patience(patience)
-        self.stats.waiting += 1
-        # Where nobody has ever answered, waiting is not excused: it is no outage.
-        breaker = endpoint.limiter.breaker
-        waited = call.excuse(self.clock.now()) if breaker.proven or not breaker.opened else None
-        try:
-            while True:
-                parking.check(endpoint, patience, self.clock, batch=batch)
-                try:
-                    return await endpoint.limiter.acquire(
-                        estimate,
-                        request.priority,
-                        patience=patience,
-                        estimate=lambda: endpoint.estimator.estimate(request),
-                    )
-                except ParkedError:
-                    continue
-        finally:
-            self.stats.waiting -= 1
-            if waited is not None:
-                call.hold(self.clock.now() - waited)
-
     async def _send(self, call: Call, endpoint: Endpoint, http: HTTPRequest, permit: Permit) -> Response:
         """One attempt at a whole answer. The permit is given back here, whatever happens."""
         self.under_way.sent()
@@ -402,6 +374,7 @@ class Engine:
             hints = read_hints(source.headers, self.clock.time(), endpoint.limit_names)
             stream = self._hand_over(call, endpoint, permit, source, sent, hints)
             await stream.begin()
+            stream.latency = self.clock.now() - sent
             endpoint.limiter.alive(permit)
             endpoint.limiter.heard(permit, hints)
             return stream

@@ -157,6 +157,11 @@ class Limiter:
         self._uneasy = True  # something but slots, ledgers and pace may hold requests back: ask `_next_turn`
 
     @property
+    def limits(self) -> Limits:
+        """What was set."""
+        return self._limits
+
+    @property
     def concurrency(self) -> int:
         """How many attempts may be in flight now."""
         return self.learner.slots.limit
@@ -227,16 +232,21 @@ class Limiter:
     def outlook(self, need: Estimate, priority: int = 0) -> float:
         """Give the seconds until a request that came now would probably be let in: 0 for at once, inf while the key or
         the address is known to be no good."""
+        ahead = len(self._queues[0]) + (len(self._queues[1]) if priority else 0)
+        known = self.least_wait(need, priority)
+        if not known and not ahead and not self._held_by(self._clock.now(), need, priority):
+            return 0.0
+        return known + (ahead + 1) / max(self.learner.answers.value, SLOWEST)
+
+    def least_wait(self, need: Estimate, priority: int = 0) -> float:
+        """Give for how many seconds a request that came now would have to wait even with nobody before it, as far as
+        that is known: inf while the key or the address is known to be no good."""
         now = self._clock.now()
         if self._condemned is not None and now < self._until:
             return INF
-        ahead = len(self._queues[0]) + (len(self._queues[1]) if priority else 0)
         held = self._held_by(now, need, priority)
-        if not held and not ahead:
-            return 0.0
         when = self._when(now, need, priority, held) if held else now
-        known = 0.0 if when == INF else max(0.0, when - now)
-        return known + (ahead + 1) / max(self.learner.answers.value, SLOWEST)
+        return 0.0 if when == INF else max(0.0, when - now)
 
     def _held_by(self, now: float, need: Estimate, priority: int) -> str:
         """Name what holds a request back now; FREE if nothing does."""

@@ -14,6 +14,7 @@ from ..options import Choice, Route, Upstream
 from ..policy.fingerprint import canonical, fingerprint
 from ..types import Request
 from .endpoint import Endpoint
+from .limiter import Limiter
 
 INF = float("inf")
 COOL = 15.0  # seconds for which an endpoint that does not answer is left alone while others do
@@ -21,6 +22,7 @@ ALIKE = 1024  # bytes: messages that begin with as many equal ones profit from o
 LOCAL = "local/"  # a model of this process is started when it is needed, not before
 NO_ROUTES: Mapping[str, Route] = MappingProxyType({})
 
+Place = tuple[str, str, str, bytes]
 Resolve = Callable[[str], Awaitable[Endpoint]]
 Find = Callable[[Upstream], Awaitable[Endpoint]]
 
@@ -156,6 +158,17 @@ class Tiers:
             found = self._tiers[index] = self._tiers[index] or made
         return found
 
+    def shortest_queue(self) -> Limiter | None:
+        """Give the limiter of the first tier at which the fewest wait; None before it was asked for."""
+        first = self._tiers[0]
+        limiters = [member.endpoint.limiter for member in first.members] if first is not None else []
+        return min(limiters, key=lambda limiter: limiter.waiting, default=None)
+
+    @property
+    def known(self) -> list[Endpoint]:
+        """The endpoints of all tiers that were made so far, the first tier's first."""
+        return [member.endpoint for tier in self._tiers if tier is not None for member in tier.members]
+
     async def begin(self) -> Tier:
         """Give the first tier. What is wrong with the fallbacks is said now, not in their hour of need."""
         for index, (upstream, *_) in enumerate(self._upstreams):
@@ -172,13 +185,24 @@ class Router:
 
     Spellings of one model (`gpt-4o`, `openai/gpt-4o`, `openai:gpt-4o`) that lead to the same place have one endpoint,
     the first, because a limit belongs to the place and not to how it is called. The names of `routes` lead to several;
-    `find` makes those.
+    `find` makes those. With `before`, it goes on with what another router knows: endpoints that it would make alike,
+    with the limits that were learnt and what was used of them, and models of this process that run.
     """
 
-    def __init__(self, resolve: Resolve, routes: Mapping[str, Route] = NO_ROUTES, find: Find | None = None) -> None:
+    def __init__(
+        self,
+        resolve: Resolve,
+        routes: Mapping[str, Route] = NO_ROUTES,
+        find: Find | None = None,
+        before: Router | None = None,
+    ) -> None:
         self._resolve = resolve
         self.known: dict[str, Endpoint] = {}  # by their models; a route's name is none of them
-        self._by_place: dict[tuple[str, str, str, bytes], Endpoint] = {}
+        self._by_place: dict[Place, Endpoint] = {}
+        self._before: dict[Place, Endpoint] = {}
+        if before is not None:
+            self._before = {**before._before, **before._by_place}
+            self.known = {name: found for name, found in before.known.items() if name.startswith(LOCAL)}
         self._resolving: dict[str, asyncio.Future[Endpoint]] = {}
         self._routes: dict[str, Tiers] = {}
         if find is not None:
@@ -214,7 +238,18 @@ class Router:
     def _placed(self, made: Endpoint) -> Endpoint:
         target = made.target
         place = (made.provider.name, target.base_url, target.model, target.headers.encoded)
+        old = self._before.get(place)
+        if old is not None and old.is_like(made):
+            made = old
         return self._by_place.setdefault(place, made)
+
+    def shortest_queue(self, model: str) -> Limiter | None:
+        """Give the limiter in whose queue a request for this model would wait; None where that is not known yet."""
+        endpoint = self.known.get(model)
+        if endpoint is not None:
+            return endpoint.limiter
+        tiers = self._routes.get(model)
+        return None if tiers is None else tiers.shortest_queue()
 
     def _resolved(self, model: str, future: asyncio.Future[Endpoint]) -> None:
         del self._resolving[model]

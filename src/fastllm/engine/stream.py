@@ -63,6 +63,7 @@ class Stream:
         self.endpoint = ""
         self.history: tuple[Tried, ...] = ()  # the attempts that failed before
         self.cached = False
+        self.latency = 0.0  # seconds from sent to the first chunk
         self.schema: Schema[Any] | None = None
         self.began = False
         self._source = source

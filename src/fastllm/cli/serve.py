@@ -1,0 +1,108 @@
+"""`fastllm serve`: the gateway on the command line."""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import ExitStack
+from typing import Any
+
+import click
+
+from .. import build, loop
+from ..errors import ConfigError
+from ..gateway.access import AccessLog
+from ..gateway.app import Gateway
+from ..gateway.server import Server, own_process
+from ..gateway.setup import Setup, check, open_gateway, read, reload
+from .options import check_model, setting_options, settings_of
+from .say import Saying, say
+
+
+@click.command("serve")
+@click.option("--host", help="Address to listen on. [default: 127.0.0.1]", metavar="ADDRESS")
+@click.option("--port", type=int, help="Port to listen on; 0: any free one. [default: 4000]", metavar="N")
+@click.option("--check", "only_check", is_flag=True, help="Say what would be served, and what is wrong; serve nothing.")
+@click.option("--access-log", help="File for a line of JSON for each request; -: standard error.", metavar="FILE")
+@setting_options(
+    "model",
+    "base_url",
+    "api_key_env",
+    "concurrency",
+    "rpm",
+    "tpm",
+    "itpm",
+    "otpm",
+    "rpd",
+    "tpd",
+    "max_retries",
+    "hedge",
+    "timeout",
+    "cache",
+    "cache_dir",
+    "ttl",
+    "budget",
+    "prices",
+    "unknown_price",
+    "unsupported_params",
+    "embeddings_per_request",
+    model="Model of requests that name none; it is served and listed.",
+    max_retries="Further attempts after the first. [default: 2]",
+    budget="Most to spend, in US dollars, until the gateway stops. [default: no limit]",
+)
+def command(only_check: bool, **flags: Any) -> int:
+    """Serve OpenAI's and Anthropic's API in front of any provider, until Ctrl-C or SIGTERM; SIGHUP reads fastllm.toml
+    again. The master key is taken from FASTLLM_MASTER_KEY; without one only this machine is served."""
+    check_model(settings_of(flags))
+    setup = read(flags, os.environ)
+    lines = loop.run(check(setup))
+    if only_check:
+        _show(setup, lines)
+        return 0
+    logger = logging.getLogger("fastllm")
+    saying = Saying()
+    logger.addHandler(saying)
+    try:
+        with own_process():
+            loop.run(_serve(setup, flags))
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        logger.removeHandler(saying)
+    return 0
+
+
+def _show(setup: Setup, lines: list[str]) -> None:
+    options = setup.options
+    click.echo(f"listens on {options.host}:{options.port}")
+    click.echo("wants a key" if setup.keys is not None else "wants no key")
+    for line in lines:
+        click.echo(f"serves {line}")
+    click.echo(f"models: {', '.join(setup.catalog.names) or 'none'}")
+
+
+async def _serve(setup: Setup, flags: dict[str, Any]) -> None:
+    with ExitStack() as stack:
+        listeners = []
+        if setup.options.access_log is not None:
+            log = AccessLog(setup.options.access_log)
+            stack.callback(log.close)
+            listeners.append(log)
+        engine = build.engine(setup.engine)
+        try:
+            gateway = open_gateway(setup, engine, listeners)
+            server = Server(gateway)
+            server.on_signals(lambda: _reload(gateway, flags))
+            await server.run(lambda origin: say(f"listening on {origin}"))
+        finally:
+            await engine.aclose()
+
+
+def _reload(gateway: Gateway, flags: dict[str, Any]) -> None:
+    """Read the settings again; where they are wrong, everything stays as it is."""
+    try:
+        left = reload(gateway, read(flags, os.environ))
+    except ConfigError as error:
+        say(f"fastllm: error: not reloaded: {error}")
+        return
+    say("fastllm: reloaded" + (f"; {', '.join(left)} will change with the next start" if left else ""))

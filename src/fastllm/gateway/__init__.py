@@ -1,0 +1,1 @@
+"""The gateway: the engine behind an HTTP server that speaks OpenAI's and Anthropic's API."""

@@ -1,0 +1,109 @@
+"""Who asks: from the token of a request to a tenant, and what the tenant may do.
+
+The app knows keys by two protocols alone. `Keys` says whose a token is; `Admissions` holds a tenant's limits, from
+which every request takes before it is sent and to which it gives back, once, whatever happens. The master key is the
+one that is known without a store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Awaitable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, Protocol
+
+import msgspec
+
+from ..answers import Usage
+
+MASTER = "master"
+
+
+class Tenant(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """Whom a request belongs to. `models` are the names or patterns that it may ask for (None: all that are served),
+    `key` is what `Admissions` knows it by (None: it has no limits)."""
+
+    id: str
+    models: Sequence[str] | None = None
+    is_master: bool = False
+    key: Any = None
+    namespace: str = ""
+
+    def may_ask(self, model: str) -> bool:
+        """Tell whether it may ask for this model."""
+        return self.models is None or any(model == name or fnmatchcase(model, name) for name in self.models)
+
+
+ANYBODY = Tenant(id="", is_master=True)  # where the gateway has no keys at all
+
+
+class Keys(Protocol):
+    """Knows tokens. It compares in constant time, and never shows one."""
+
+    def check(self, token: str) -> Tenant | Awaitable[Tenant | None] | None: ...
+
+
+class Admission(Protocol):
+    """What one request holds of its tenant's limits. Only the first of the two calls counts."""
+
+    def settle(self, usage: Usage | None, cost: float | None) -> None:
+        """Book what it really used; None is what nobody knows, and then the estimate stands."""
+
+    def release(self) -> None:
+        """Give everything back: nothing was sent."""
+
+    def headers(self) -> Mapping[str, str]:
+        """Give the `x-ratelimit-*` of its tenant as they are now."""
+
+
+class Admissions(Protocol):
+    """Admits the requests of tenants. Raises RateLimitError, BudgetExceededError or PermissionDeniedError, with a
+    truthful `retry_after` and, if it likes, `headers`."""
+
+    def admit(self, key: Any, tokens: float, cost_bound: float | None) -> Admission: ...
+
+
+class Store(Protocol):
+    """A store of virtual keys, as `gateway.keys.KeyStore` is one."""
+
+    def find(self, secret: str) -> Any: ...
+
+
+class MasterKey:
+    """The one key that opens everything; only its hash is held."""
+
+    def __init__(self, key: str, namespace: str = "") -> None:
+        self._digest = _digest(key)
+        self._tenant = Tenant(id=MASTER, is_master=True, namespace=namespace)
+
+    def check(self, token: str) -> Tenant | None:
+        return self._tenant if hmac.compare_digest(_digest(token), self._digest) else None
+
+    def __repr__(self) -> str:
+        return "<MasterKey ***>"
+
+
+class StoredKeys:
+    """The master key, where there is one, and the virtual keys of a store. Each of these has a cache of its own."""
+
+    def __init__(self, store: Store, master: MasterKey | None = None, namespace: str = "") -> None:
+        self._store = store
+        self._master = master
+        self._namespace = namespace
+
+    def check(self, token: str) -> Tenant | None:
+        found = self._master.check(token) if self._master is not None else None
+        if found is not None:
+            return found
+        key = self._store.find(token)
+        if key is None:
+            return None
+        return Tenant(id=key.id, models=key.models, key=key, namespace=f"{self._namespace}/{key.id}")
+
+    def __repr__(self) -> str:
+        return f"<StoredKeys {self._store!r}>"
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()

@@ -1,0 +1,268 @@
+"""Exchange: one HTTP request and its answer, over any ASGI server.
+
+It reads the few headers that matter in one pass, reads the body up to its bound, writes answers and events, and watches
+for a client that goes away: then the task that works for it is cancelled, and whatever that holds is given back.
+
+Watching a request that is answered at once would cost more than answering it, so the watch begins a moment later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from functools import lru_cache
+from typing import Any
+
+from .config import GatewayOptions
+from .faces import Face, Fault, Pairs, Refusal
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGI = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+WATCH_AFTER = 0.02  # seconds: a client that went away is noticed so much later at most
+GONE = 499  # what is recorded of a client that went away, as nginx does
+_PING = b":\n\n"
+_ID = re.compile(rb"[A-Za-z0-9_.:+=/-]{1,128}")
+_JSON = (b"content-type", b"application/json")
+_EVENT_HEADERS: Pairs = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+_READ = {
+    b"authorization": "authorization",
+    b"x-api-key": "x_api_key",
+    b"api-key": "api_key",
+    b"x-request-id": "x_request_id",
+    b"content-length": "content_length",
+    b"content-encoding": "content_encoding",
+    b"cache-control": "cache_control",
+    b"anthropic-version": "anthropic_version",
+    b"anthropic-beta": "anthropic_beta",
+    b"openai-beta": "openai_beta",
+    b"x-stainless-retry-count": "retry_count",
+    b"x-stainless-timeout": "timeout",
+    b"host": "host",
+    b"origin": "origin",
+}
+
+
+class Exchange:
+    """The state of one request. `began` is monotonic; `status` is 0 until an answer has begun."""
+
+    __slots__ = (
+        "_gone", "_handle", "_last", "_receive", "_send", "_streaming", "_task", "_watcher", "began", "face", "headers",
+        "method", "options", "path", "request_id", "scope", "sent_bytes", "status",
+    )  # fmt: skip
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, options: GatewayOptions, face: Face) -> None:
+        self.began = time.monotonic()
+        self.scope = scope
+        self.options = options
+        self.face = face
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self._receive = receive
+        self._send = send
+        found: dict[str, bytes] = {}
+        for name, value in scope["headers"]:
+            known = _READ.get(name)
+            if known is not None:
+                # A second one of a name is put behind the first, as HTTP has it: two keys are no key.
+                found[known] = value if known not in found else found[known] + b", " + value
+        self.headers = found
+        given = found.get("x_request_id")
+        good = given is not None and _ID.fullmatch(given) is not None
+        self.request_id = given.decode() if good and given is not None else "req_" + secrets.token_hex(12)
+        self.status = 0
+        self.sent_bytes = 0
+        self._task: asyncio.Task[Any] | None = None
+        self._handle: asyncio.TimerHandle | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self._gone = False
+        self._streaming = False
+        self._last = 0.0
+
+    def header(self, name: str) -> str:
+        """Give one of the headers that are read; "" where it was not sent."""
+        return self.headers.get(name, b"").decode("latin-1")
+
+    @property
+    def gone(self) -> bool:
+        """True once the client has gone away."""
+        return self._gone
+
+    # The request
+
+    async def body(self) -> bytes:
+        """Read the whole body. Refusal where it is too large, compressed, or too slow."""
+        most = self.options.body_bytes
+        if self.headers.get("content_encoding", b"identity").strip().lower() not in (b"identity", b""):
+            raise Refusal(415, "the body must not be compressed: leave out content-encoding", close=True)
+        length = self.headers.get("content_length")
+        if length is not None and length.isdigit() and int(length[:20]) > most:
+            raise self._too_large()
+        message = await self._receive()
+        if not message.get("more_body"):
+            if message["type"] == "http.disconnect":
+                raise self._left()
+            first: bytes = message.get("body", b"")
+            if len(first) > most:
+                raise self._too_large()
+            return first
+        pieces, size = [], 0
+        while True:
+            piece = message.get("body", b"")
+            pieces.append(piece)
+            size += len(piece)
+            if size > most:
+                raise self._too_large()
+            if not message.get("more_body"):
+                return b"".join(pieces)
+            try:
+                async with asyncio.timeout(self.options.body_seconds):
+                    message = await self._receive()
+            except TimeoutError:
+                text = f"nothing more of the body came within {self.options.body_seconds:g} s"
+                raise Refusal(408, text, code="body_timeout", close=True) from None
+            if message["type"] == "http.disconnect":
+                raise self._left()
+
+    def _too_large(self) -> Refusal:
+        text = f"the body is larger than {self.options.body_bytes} bytes"
+        return Refusal(413, text, code="request_too_large", close=True)
+
+    def _left(self) -> asyncio.CancelledError:
+        self._gone = True
+        return asyncio.CancelledError("the client went away")
+
+    # The client that goes away
+
+    def watch(self) -> None:
+        """Cancel this task when the client goes away, from now until `unwatch`."""
+        self._task = asyncio.current_task()
+        self._handle = asyncio.get_running_loop().call_later(WATCH_AFTER, self._begin_watching)
+
+    def unwatch(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+        if self._watcher is not None:
+            self._watcher.cancel()
+            self._watcher = None
+
+    def _begin_watching(self) -> None:
+        self._handle = None
+        if self._watcher is None:
+            self._watcher = asyncio.get_running_loop().create_task(self._watching(), name="fastllm-watch")
+
+    async def _watching(self) -> None:
+        pause = self.options.keep_alive
+        while True:
+            try:
+                async with asyncio.timeout(pause if self._streaming else None):
+                    message = await self._receive()
+            except TimeoutError:
+                quiet = time.monotonic() - self._last
+                pause = self.options.keep_alive - quiet
+                if pause <= 0.001:
+                    await self._write(_PING)
+                    pause = self.options.keep_alive
+                continue
+            if message["type"] == "http.disconnect":
+                self._gone = True
+                if self._task is not None:
+                    self._task.cancel("the client went away")
+                return
+
+    # The answer
+
+    def _named(self) -> Pairs:
+        """Give the request's id under every name that clients look for."""
+        request_id = self.request_id.encode()
+        return [(name, request_id) for name in self.face.id_headers]
+
+    async def answer(self, status: int, body: bytes, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+        """Send a whole JSON answer."""
+        pairs = [_JSON, (b"content-length", b"%d" % len(body)), *self._named(), *headers]
+        self.status = status
+        self.sent_bytes = len(body)
+        await self._send({"type": "http.response.start", "status": status, "headers": pairs})
+        await self._send({"type": "http.response.body", "body": body if self.method != "HEAD" else b""})
+
+    async def plain(self, status: int, body: bytes, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """Send a whole answer of another type."""
+        self.status = status
+        self.sent_bytes = len(body)
+        pairs = [(b"content-length", b"%d" % len(body)), *headers]
+        await self._send({"type": "http.response.start", "status": status, "headers": pairs})
+        await self._send({"type": "http.response.body", "body": body if self.method != "HEAD" else b""})
+
+    async def fail(self, fault: Fault, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+        """Answer with an error in the route's dialect; in a stream it is the last event."""
+        if not self.status:
+            body = self.face.body(fault, self.request_id)
+            await self.answer(fault.status, body, [*self.face.headers(fault), *headers])
+        elif self._streaming:
+            await self._write(self.face.event(fault, self.request_id))
+            await self.end()
+
+    async def begin(self, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+        """Begin a stream of events: from now on comments keep its connection alive."""
+        pairs = [*_EVENT_HEADERS, *self._named(), *headers]
+        self.status = 200
+        self._last = time.monotonic()
+        await self._send({"type": "http.response.start", "status": 200, "headers": pairs})
+        self._streaming = True
+        if self._handle is not None:
+            self._handle.cancel()
+            self._begin_watching()
+
+    async def write(self, events: bytes) -> None:
+        """Send whole events. Waits while the client does not read."""
+        self._last = time.monotonic()
+        await self._write(events)
+
+    async def _write(self, events: bytes) -> None:
+        self.sent_bytes += len(events)
+        await self._send({"type": "http.response.body", "body": events, "more_body": True})
+
+    async def end(self) -> None:
+        """End the stream."""
+        self._streaming = False
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def hand_over(self, app: ASGI) -> None:
+        """Let another app answer; what it answers with is noted."""
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self.status = message["status"]
+            elif message["type"] == "http.response.body":
+                self.sent_bytes += len(message.get("body", b""))
+            await self._send(message)
+
+        await app(self.scope, self._receive, send)
+
+    async def abort(self) -> None:
+        """Drop the connection with all that was written and not read."""
+        abort = self.scope.get("fastllm.abort")
+        if abort is not None:
+            abort()
+        self._gone = True
+        await asyncio.sleep(0)  # until the connection has heard of it
+
+    def __repr__(self) -> str:
+        return f"<Exchange {self.method} {self.path} {self.status or 'open'}>"
+
+
+@lru_cache(maxsize=4096)
+def header_value(text: str) -> bytes:
+    """Give text as it may stand in a header: what may not is a ?."""
+    return "".join(c if " " <= c <= "~" else "?" for c in text[:256]).encode()

@@ -1,0 +1,264 @@
+"""The operations of a model: what a client asked goes through the engine, and its answer out as it came.
+
+What a request takes from its tenant's limits goes back on every way out of here: settled by its usage, or released. A
+client that leaves cancels this task, and with it the request at the provider.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+from msgspec import UNSET
+
+from ..answers import Usage
+from ..engine.endpoint import Endpoint
+from ..engine.engine import Engine
+from ..engine.stream import Stream
+from ..errors import ConfigError
+from ..policy.budget import Budget
+from ..policy.purse import Purse, answers_asked
+from ..policy.tokens import START_RATIO
+from ..providers.sse import written
+from ..types import CHAT, COMPLETIONS, Chunk, Request, Response
+from .asking import Asked, asked_of, attempts_left, timeout_for
+from .auth import Admission, Admissions, Tenant
+from .config import GatewayOptions
+from .exchange import Exchange, header_value
+from .faces import Pairs, Refusal
+from .record import Record
+
+MOST_WRITTEN = 64 * 1024  # bytes of events in one write
+DONE = b"data: [DONE]\n\n"
+LONGEST_QUEUE = 86_400.0  # seconds: what is told of a wait whose end is not known
+
+
+class Gate(Protocol):
+    """What an operation needs of the app."""
+
+    options: GatewayOptions
+    admissions: Admissions | None
+
+    @property
+    def attempts(self) -> int: ...
+    @property
+    def default_model(self) -> str: ...
+    def engine_for(self, attempts: int) -> Engine: ...
+    def serves(self, model: str) -> bool: ...
+
+
+class _Permit:
+    """What one request holds of its tenant's limits; given back once."""
+
+    __slots__ = ("_admission", "_held")
+
+    def __init__(self, admission: Admission | None) -> None:
+        self._admission = admission
+        self._held = admission is not None
+
+    def settle(self, usage: Usage | None, cost: float | None) -> None:
+        if self._held and self._admission is not None:
+            self._held = False
+            self._admission.settle(usage, cost)
+
+    def release(self) -> None:
+        if self._held and self._admission is not None:
+            self._held = False
+            self._admission.release()
+
+    def headers(self) -> Pairs:
+        if self._admission is None:
+            return []
+        return [(name.lower().encode(), str(value).encode()) for name, value in self._admission.headers().items()]
+
+
+NO_PERMIT = _Permit(None)
+
+
+async def operate(gate: Gate, exchange: Exchange, tenant: Tenant, path: str, model: str, record: Record) -> None:
+    """Answer one request for a model."""
+    body = await exchange.body()
+    asked = asked_of(exchange, path, body, model, gate.default_model, tenant)
+    request = asked.request
+    record.model, record.stream = request.model, request.stream
+    if not gate.serves(request.model):
+        text = f"the model {request.model[:100]!r} is not served here"
+        raise Refusal(404, text, code="model_not_found", param="model")
+    engine = gate.engine_for(attempts_left(exchange, gate.attempts))
+    timeout = UNSET if request.stream else timeout_for(exchange, engine.timeout)
+    if timeout is not UNSET:
+        request = msgspec.structs.replace(request, timeout=timeout)
+    exchange.watch()
+    permit = NO_PERMIT
+    try:
+        endpoints = known(engine, request.model)
+        if endpoints:
+            _shed(gate.options, engine, endpoints[0], request)
+        if gate.admissions is not None and tenant.key is not None:
+            permit = _Permit(await _admitted(gate.admissions, tenant, engine, endpoints, request))
+        if request.stream:
+            asked.request = request
+            await _streamed(exchange, engine, asked, permit, record)
+        else:
+            await _whole(exchange, engine, request, permit, record)
+    finally:
+        exchange.unwatch()
+        permit.release()
+
+
+def known(engine: Engine, model: str) -> Sequence[Endpoint]:
+    """Give the endpoints that may answer for this model, as far as they are known."""
+    found = engine.router.known.get(model)
+    if found is not None:
+        return (found,)
+    tiers = engine.router.route(model)
+    return () if tiers is None else tiers.known
+
+
+def _shed(options: GatewayOptions, engine: Engine, endpoint: Endpoint, request: Request) -> None:
+    """Refuse at once what would stand at the end of a queue that is full."""
+    if not engine.stats.waiting:
+        return
+    limiter = engine.router.shortest_queue(request.model)
+    if limiter is not None and limiter.waiting >= options.queue_size:
+        after = min(limiter.outlook(endpoint.estimator.estimate(request)), LONGEST_QUEUE)
+        text = f"{limiter.waiting} requests wait for this model already: come back later"
+        raise Refusal(429, text, code="queue_full", retry_after=after)
+
+
+async def _admitted(
+    admissions: Admissions, tenant: Tenant, engine: Engine, endpoints: Sequence[Endpoint], request: Request
+) -> Admission:
+    """Take from the tenant's limits what the request may need. Whoever may answer is made known first: a thousand first
+    requests at once must not pass without a price."""
+    if not endpoints:
+        tiers = engine.router.route(request.model)
+        if tiers is None:
+            endpoints = (await engine.router.resolve(request.model),)
+        else:
+            await tiers.begin()
+            endpoints = tiers.known
+    tokens = max(endpoint.estimator.estimate(request).tokens for endpoint in endpoints)
+    bounds = [bound_of(endpoint, request) for endpoint in endpoints]
+    priced = [bound for bound in bounds if bound is not None]
+    return admissions.admit(tenant.key, tokens, max(priced) if len(priced) == len(bounds) else None)
+
+
+def bound_of(endpoint: Endpoint, request: Request) -> float | None:
+    """Give the most that a request can cost in USD; None where that is not known."""
+    if endpoint.price is None:
+        return None
+    try:
+        purse = Purse(_NO_BUDGET, endpoint.price)
+        return purse.bound(len(request.body), request.max_tokens, answers_asked(request.body))
+    except ConfigError:
+        return None
+
+
+_NO_BUDGET = Budget(0.0)  # a bound takes nothing from it
+
+
+async def _whole(exchange: Exchange, engine: Engine, request: Request, permit: _Permit, record: Record) -> None:
+    response = await engine.execute(request)
+    permit.settle(response.usage, response.cost)
+    seconds = time.monotonic() - exchange.began
+    _note(record, response)
+    record.first_byte = seconds
+    record.overhead = max(0.0, seconds - (0.0 if response.cached else response.latency))
+    cache = "hit" if response.cached else "miss" if engine.cache is not None else "off"
+    exchange.unwatch()
+    headers = _told(response.endpoint, response.attempts, cache, record.overhead)
+    await exchange.answer(response.status_code, response.body, headers + permit.headers())
+
+
+def _told(endpoint: str, attempts: int, cache: str, overhead: float) -> Pairs:
+    return [
+        (b"x-fastllm-provider", header_value(endpoint)),
+        (b"x-fastllm-attempts", b"%d" % attempts),
+        (b"x-fastllm-cache", cache.encode()),
+        (b"x-fastllm-overhead-ms", b"%.3f" % (overhead * 1000)),
+    ]
+
+
+def _note(record: Record, response: Response) -> None:
+    record.endpoint, record.attempts, record.cached = response.endpoint, response.attempts, response.cached
+    record.usage, record.cost = response.usage, response.cost
+
+
+async def _streamed(exchange: Exchange, engine: Engine, asked: Asked, permit: _Permit, record: Record) -> None:
+    stream = await engine.stream(asked.request)
+    record.first_byte = time.monotonic() - exchange.began
+    record.overhead = max(0.0, record.first_byte - stream.latency)
+    record.endpoint, record.attempts, record.cached = stream.endpoint, stream.attempts, stream.cached
+    cache = "hit" if stream.cached else "miss" if engine.cache is not None else "off"
+    try:
+        await exchange.begin(_told(stream.endpoint, stream.attempts, cache, record.overhead) + permit.headers())
+        await _pass_on(exchange, engine, stream, asked)
+    finally:
+        await stream.aclose()
+        _settle(stream, permit, record, engine, asked.request)
+    exchange.unwatch()
+    await exchange.end()
+
+
+def _settle(stream: Stream, permit: _Permit, record: Record, engine: Engine, request: Request) -> None:
+    """Book what a stream came to: by its usage, or, where it was left before that, by what had come."""
+    try:
+        response = stream.response
+    except Exception:  # what had come cannot be read: the estimate stands
+        permit.settle(None, None)
+        return
+    usage, cost = response.usage, response.cost
+    if usage is None:
+        endpoints = known(engine, request.model)
+        ratio = endpoints[0].estimator.ratio if endpoints else START_RATIO
+        usage = Usage(
+            prompt_tokens=int(len(request.body) * ratio) + 1, completion_tokens=int(len(response.body) * ratio)
+        )
+        cost = None
+    record.usage, record.cost = usage, cost
+    permit.settle(usage, cost)
+
+
+async def _pass_on(exchange: Exchange, engine: Engine, stream: Stream, asked: Asked) -> None:
+    """Write each event as soon as it is there. While the client does not read, neither do we."""
+    seconds = exchange.options.write_seconds
+    while chunks := await stream.take():
+        for events in _framed(chunks, hide_usage=asked.hide_usage):
+            limit = engine.clock.deadline(seconds)
+            try:
+                with limit:
+                    await exchange.write(events)
+            except TimeoutError:
+                if limit.expired:
+                    await exchange.abort()
+                raise
+    if asked.request.path in _WITH_DONE:
+        await exchange.write(DONE)
+
+
+_WITH_DONE = frozenset({CHAT, COMPLETIONS})
+
+
+def _framed(chunks: Sequence[Chunk], *, hide_usage: bool) -> list[bytes]:
+    """Give the events as bytes to be written at once: whole ones, many together where many are there."""
+    out: list[bytes] = []
+    pieces: list[bytes] = []
+    size = 0
+    for chunk in chunks:
+        if hide_usage and chunk.payload.usage is not None and not chunk.payload.choices:
+            continue
+        data = chunk.data
+        if b"\n" in data or b"\r" in data:
+            data = b"".join(data.splitlines())  # white space between the parts of its JSON
+        event = written(chunk.event, data)
+        if size and size + len(event) > MOST_WRITTEN:
+            out.append(b"".join(pieces))
+            pieces, size = [], 0
+        pieces.append(event)
+        size += len(event)
+    if pieces:
+        out.append(b"".join(pieces))
+    return out

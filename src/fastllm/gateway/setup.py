@@ -1,0 +1,114 @@
+"""From flags, environment and fastllm.toml to a gateway: read and checked as a whole, at the start and on SIGHUP."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from .. import build
+from ..build import EngineOptions
+from ..engine.engine import Engine
+from ..errors import ConfigError
+from ..providers.vendors import LOCAL
+from ..settings import Settings, load_settings
+from .app import Gateway
+from .auth import Keys, MasterKey
+from .catalog import Catalog, catalog_of
+from .config import GatewayOptions, resolve, retry_of, timeout_of
+from .record import Listener
+
+logger = logging.getLogger("fastllm.gateway")
+
+_FIXED = ("host", "port", "header_bytes", "header_seconds", "idle_seconds", "drain", "access_log", "master_key_env")
+
+
+class Setup(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a gateway is made from. The repr shows no key."""
+
+    settings: Settings
+    options: GatewayOptions
+    engine: EngineOptions
+    catalog: Catalog
+    keys: Keys | None
+
+    def __repr__(self) -> str:
+        return f"<Setup {self.options!r} {self.catalog!r}>"
+
+
+def read(flags: Mapping[str, Any], environ: Mapping[str, str], directory: Path | None = None) -> Setup:
+    """Read everything anew. ConfigError for what cannot be, before anything is changed."""
+    settings = load_settings(flags, environ=environ, directory=directory)
+    options = resolve(settings, flags, environ).options
+    key = options.master_key(environ)
+    engine = EngineOptions(
+        base_url=settings["base_url"],
+        api_key=settings.api_key(environ),
+        limits=settings.limits(),
+        timeout=timeout_of(settings, options),
+        retry=retry_of(settings, options),
+        cache=settings.cache(),
+        budget=settings["budget"],
+        prices=settings["prices"],
+        unknown_price=settings["unknown_price"],
+        unsupported_params=settings["unsupported_params"],
+        routes=settings.routes,
+        embeddings_per_request=settings["embeddings_per_request"],
+    )
+    return Setup(
+        settings=settings,
+        options=options,
+        engine=build.checked(engine),
+        catalog=catalog_of(settings, options, environ),
+        keys=MasterKey(key, options.namespace) if key is not None else None,
+    )
+
+
+def open_gateway(setup: Setup, engine: Engine, listeners: Sequence[Listener] = ()) -> Gateway:
+    """Give the gateway of a setup. ConfigError where it would be open to everybody on the network."""
+    setup.options.check_door(has_keys=setup.keys is not None)
+    return Gateway(engine, setup.options, catalog=setup.catalog, keys=setup.keys, listeners=listeners)
+
+
+def reload(gateway: Gateway, setup: Setup) -> list[str]:
+    """Go on with a new setup, and give the names of the options that hold only after a restart. Requests under way end
+    as they began; endpoints that stay as they were keep what was learnt of them."""
+    before = gateway.options
+    kept = {name: getattr(before, name) for name in _FIXED}
+    left = [name for name in _FIXED if getattr(setup.options, name) != kept[name]]
+    options = msgspec.structs.replace(setup.options, **kept)
+    options.check_door(has_keys=setup.keys is not None)
+    gateway.reload(build.reloaded(gateway.engine, setup.engine), options, setup.catalog)
+    gateway.keys = setup.keys
+    return left
+
+
+async def check(setup: Setup) -> list[str]:
+    """Make every endpoint of the routes and of the default model, without asking anybody: gives what is served, in
+    words. ConfigError names what is wrong."""
+    setup.options.check_door(has_keys=setup.keys is not None)
+    engine = build.engine(setup.engine)
+    lines = []
+    try:
+        for name, route in setup.settings.routes.items():
+            tiers = engine.router.route(name)
+            assert tiers is not None
+            names = []
+            for index, upstreams in enumerate(route.tiers):
+                if any(upstream.model.startswith((f"{LOCAL}/", f"{LOCAL}:")) for upstream in upstreams):
+                    names += [upstream.model for upstream in upstreams]
+                    continue
+                try:
+                    names += [member.endpoint.name for member in (await tiers.tier(index)).members]
+                except ConfigError as error:
+                    raise ConfigError(f"routes.{name}: {error}") from None
+            lines.append(f"{name} -> {', '.join(names)}")
+        default = setup.catalog.default
+        if default and default not in setup.settings.routes and not default.startswith((f"{LOCAL}/", f"{LOCAL}:")):
+            lines.append(f"{default} -> {(await engine.router.resolve(default)).name}")
+    finally:
+        await engine.aclose()
+    return lines

@@ -1,0 +1,130 @@
+"""`fastllm serve` as a process: it says where it listens, serves, reads its settings again, and ends in peace."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from fastllm.testing import MockConfig, serve_in_thread
+from kits.commands import ROOT
+from kits.gateway import KEY
+
+FILE = """
+[gateway]
+port = 0
+{more}
+[routes.ours]
+endpoints = [{{model = "m", base_url = "{base_url}", api_key_env = "OURS"}}]
+"""
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This machine's, without settings and keys, but these."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("FASTLLM", "OPENAI"))}
+    return {**kept, "PYTHONPATH": str(ROOT / "src"), **more}
+
+
+def command(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "fastllm.cli", "serve", *arguments]
+    return subprocess.run(line, cwd=folder, env=environment(**more), capture_output=True, text=True, timeout=60)
+
+
+@contextmanager
+def serving(folder: Path, *arguments: str, **more: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run it, and give the process and its address."""
+    line = [sys.executable, "-m", "fastllm.cli", "serve", *arguments]
+    process = subprocess.Popen(line, cwd=folder, env=environment(**more), stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        said = process.stderr.readline()
+        assert said.startswith("listening on http://"), said
+        yield process, said.split()[-1]
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+def post(origin: str, model: str, **headers: str) -> tuple[int, bytes]:
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "hi"}]}).encode()
+    request = urllib.request.Request(f"{origin}/v1/chat/completions", body, headers)
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
+
+
+def test_it_serves_reads_its_settings_again_on_sighup_and_ends_on_sigterm(tmp_path: Path) -> None:
+    with serve_in_thread(MockConfig(api_key="upstream")) as mock:
+        path = tmp_path / "fastllm.toml"
+        path.write_text(FILE.format(more="", base_url=mock.base_url))
+        keys = {"OURS": "upstream", "FASTLLM_MASTER_KEY": KEY}
+        with serving(tmp_path, "--access-log", "access.log", **keys) as (process, origin):
+            assert post(origin, "ours")[0] == 401
+            assert post(origin, "ours", authorization=f"Bearer {KEY}")[0] == 200
+            assert post(origin, "theirs", authorization=f"Bearer {KEY}")[0] == 404
+            path.write_text(FILE.format(more="prot = 1", base_url=mock.base_url))
+            process.send_signal(signal.SIGHUP)
+            assert process.stderr is not None
+            assert "not reloaded" in process.stderr.readline()
+            assert post(origin, "ours", authorization=f"Bearer {KEY}")[0] == 200
+            path.write_text(FILE.replace("ours", "theirs").format(more="", base_url=mock.base_url))
+            process.send_signal(signal.SIGHUP)
+            assert "reloaded" in process.stderr.readline()
+            assert post(origin, "theirs", authorization=f"Bearer {KEY}")[0] == 200
+            assert post(origin, "ours", authorization=f"Bearer {KEY}")[0] == 404
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=20) == 0
+            assert process.stderr.read() == ""
+        lines = (tmp_path / "access.log").read_text().splitlines()
+        assert [json.loads(line)["status"] for line in lines] == [401, 200, 404, 200, 200, 404]
+        assert KEY not in "".join(lines) and "upstream" not in "".join(lines)
+
+
+def test_a_check_says_what_would_be_served_and_serves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "fastllm.toml").write_text(FILE.format(more='models = ["openai/*"]', base_url="http://127.0.0.1:9/v1"))
+    done = command(tmp_path, "--check", "--model", "groq/x", GROQ_API_KEY="k", OURS="k")
+    assert done.returncode == 0 and done.stderr == ""
+    assert done.stdout.splitlines() == [
+        "listens on 127.0.0.1:0", "wants no key", "serves ours -> m at 127.0.0.1:9 (OURS)", "serves groq/x -> groq/x",
+        "models: ours, groq/x, openai/*",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "more", "says"),
+    [
+        (("--host", "0.0.0.0"), {}, "not listening on 0.0.0.0 without a key"),
+        ((), {"FASTLLM_MASTER_KEY": "short"}, "at least 16 characters"),
+        (("--model", "groq/x"), {}, "GROQ_API_KEY"),
+        (("--rpm", "0"), {}, "--rpm"),
+        ((), {"FASTLLM_GATEWAY_PROT": "1"}, "did you mean 'port'"),
+        (("--access-log", "no/such/file"), {}, "access log"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_served(
+    arguments: tuple[str, ...], more: dict[str, str], says: str, tmp_path: Path
+) -> None:
+    done = command(tmp_path, "--port", "0", *arguments, **more)
+    assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr
+
+
+def test_ctrl_c_ends_it(tmp_path: Path) -> None:
+    with serving(tmp_path, "--port", "0") as (process, origin):
+        with urllib.request.urlopen(f"{origin}/health/ready", timeout=20) as answer:
+            assert answer.status == 200
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 0

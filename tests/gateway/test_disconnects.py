@@ -1,0 +1,178 @@
+"""gateway: a client that goes away takes its request at the provider with it, and everything that was held for it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from typing import Any
+
+import pytest
+
+from fastllm.answers import Usage
+from fastllm.gateway.auth import Tenant
+from fastllm.options import Limits
+from fastllm.testing import MockConfig
+from kits.gateway import BODY, CHAT, Wire, connection, head_and_body, served
+
+STREAM = {**BODY, "stream": True}
+SLOW = MockConfig(latency=30.0)
+
+
+class Held:
+    """An admission that notes how it ended."""
+
+    def __init__(self, ends: list[Any]) -> None:
+        self.ends = ends
+
+    def settle(self, usage: Usage | None, cost: float | None) -> None:
+        self.ends.append(usage)
+
+    def release(self) -> None:
+        self.ends.append("released")
+
+    def headers(self) -> dict[str, str]:
+        return {}
+
+
+class Tenants:
+    def __init__(self) -> None:
+        self.ends: list[Any] = []
+        self.admitted = 0
+
+    def check(self, token: str) -> Tenant:
+        return Tenant(id=token, key=token)
+
+    def admit(self, key: Any, tokens: float, cost_bound: float | None) -> Held:
+        self.admitted += 1
+        return Held(self.ends)
+
+
+async def until(true: Any) -> float:
+    """Wait until something is true, and give how long that took."""
+    began = time.monotonic()
+    async with asyncio.timeout(5):
+        while not true():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    return time.monotonic() - began
+
+
+def leave(wire: Wire, how: str) -> None:
+    if how == "reset":
+        found = wire.writer.get_extra_info("socket")
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+        wire.writer.transport.abort()
+    elif how == "half":
+        wire.writer.write_eof()
+    else:
+        wire.writer.close()
+
+
+@pytest.mark.parametrize("how", ["close", "reset", "half"])
+@pytest.mark.parametrize("body", [BODY, STREAM], ids=["whole", "stream"])
+async def test_a_client_that_leaves_before_the_answer_ends_its_request_upstream(how: str, body: Any) -> None:
+    tenants = Tenants()
+    async with served(
+        SLOW, keys=tenants, app={"admissions": tenants}, engine={"limits": Limits(concurrency=1)}
+    ) as gate:
+        async with connection(gate.server.port) as wire:
+            await wire.send(head_and_body("POST", CHAT, body, authorization="Bearer a"))
+            await until(lambda: gate.mock.stats.in_flight == 1)
+            leave(wire, how)
+            await until(lambda: gate.mock.stats.cancelled == 1)
+            await gate.idle()
+        assert tenants.ends == ["released"] and tenants.admitted == 1
+        record = gate.records[-1]
+        assert (record.status, record.error, record.tenant) == (499, "client_closed", "a")
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/messages", "/v1/responses"])
+async def test_a_client_that_leaves_a_stream_ends_it_upstream_and_pays_for_what_had_come(path: str) -> None:
+    body = {**STREAM, "max_tokens": 100, "input": "hello"}
+    if path == "/v1/responses":
+        body = {"model": "m", "stream": True, "input": "hello"}
+    elif path == CHAT:
+        del body["input"]
+    tenants = Tenants()
+    async with served(
+        MockConfig(token_rate=50.0, answer_bytes=4000), keys=tenants, app={"admissions": tenants}
+    ) as gate:
+        async with connection(gate.server.port) as wire:
+            await wire.send(head_and_body("POST", path, body, authorization="Bearer a"))
+            await wire.head()
+            await anext(wire.pieces())
+            leave(wire, "close")
+            await until(lambda: gate.mock.stats.cancelled == 1)
+            await gate.idle()
+        (usage,) = tenants.ends
+        assert usage.prompt_tokens > 0
+        assert gate.records[-1].status == 499
+
+
+async def test_a_client_that_leaves_the_queue_is_forgotten() -> None:
+    async with served(SLOW, engine={"limits": Limits(concurrency=1)}) as gate:
+        port = gate.server.port
+        async with connection(port) as first, connection(port) as second:
+            await first.send(head_and_body("POST", CHAT, BODY))
+            await until(lambda: gate.mock.stats.in_flight == 1)
+            await second.send(head_and_body("POST", CHAT, {**BODY, "n": 2}))
+            await until(lambda: gate.engine.stats.waiting == 1)
+            leave(second, "close")
+            await until(lambda: gate.engine.stats.waiting == 0)
+            assert gate.mock.stats.requests == 1
+            leave(first, "close")
+            await gate.idle()
+
+
+async def test_one_who_leaves_does_not_take_the_answer_from_another_who_asked_the_same() -> None:
+    async with served(MockConfig(latency=0.3), engine={"cache": "memory"}) as gate:
+        async with connection(gate.server.port) as leader, connection(gate.server.port) as follower:
+            await leader.send(head_and_body("POST", CHAT, BODY))
+            await until(lambda: gate.mock.stats.in_flight == 1)
+            await follower.send(head_and_body("POST", CHAT, BODY))
+            await until(lambda: gate.gateway.under_way == 2)
+            leave(leader, "reset")
+            answer = await follower.answer()
+            assert answer.status == 200
+        await gate.idle()
+
+
+async def test_a_body_that_breaks_off_is_nobodys_request() -> None:
+    async with served() as gate:
+        async with connection(gate.server.port) as wire:
+            await wire.send(head_and_body("POST", CHAT, BODY)[:-10])
+            await until(lambda: gate.gateway.under_way == 1)
+            leave(wire, "close")
+            await gate.idle()
+        assert gate.records[-1].status == 499 and gate.mock.stats.requests == 0
+
+
+async def test_hundreds_of_clients_that_leave_at_any_byte_leave_nothing_behind() -> None:
+    """Streams are left at different points; afterwards there is no slot, task, connection or token in use."""
+    async with served(MockConfig(token_rate=300.0, answer_bytes=800)) as gate:
+        tasks = len(asyncio.all_tasks())
+
+        async def visit(number: int) -> None:
+            async with connection(gate.server.port) as wire:
+                await wire.send(head_and_body("POST", CHAT, {**STREAM, "seed": number}))
+                if number % 4:
+                    await wire.reader.readexactly(7 * number % 1500 + 1)
+                leave(wire, ("close", "reset", "half")[number % 3])
+
+        for start in range(0, 300, 50):
+            await asyncio.gather(*(visit(number) for number in range(start, start + 50)))
+        await gate.idle()
+        await until(lambda: len(asyncio.all_tasks()) <= tasks)
+        assert not gate.server._uvicorn.server_state.connections
+        assert len(gate.records) == 300
+
+
+async def test_a_reader_that_stalls_stops_the_provider_and_is_dropped_in_the_end() -> None:
+    async with served(MockConfig(answer_bytes=300_000), write_seconds=0.5) as gate:
+        async with connection(gate.server.port) as wire:
+            wire.writer.transport.pause_reading()
+            await wire.send(head_and_body("POST", CHAT, STREAM))
+            await until(lambda: gate.gateway.under_way == 1)
+            await gate.idle()
+        assert gate.records[-1].status == 499
+        assert gate.records[-1].sent_bytes < 8_000_000
