@@ -329,7 +329,7 @@ def test_a_permit_that_is_given_up_counts_as_nothing() -> None:
         assert (limiter.attempts, limiter.in_flight) == (0, 0)
         assert limiter.learner.requests.window.used == limiter._more[0].window.used == 0.0
         blocked = limiter.learner
-        blocked._block(now(), None)
+        blocked._block(now(), None, "")
         await asyncio.sleep(2.0)
         probe = await limiter.acquire(Estimate(10.0, 5.0, 5.0))
         probe.cancel()
