@@ -14,6 +14,7 @@ import socket
 import subprocess
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,6 +62,7 @@ http {{
       default_type text/event-stream;
       content_by_lua_block {{ ngx.req.read_body(); ngx.header.content_length = #events; ngx.print(events) }}
     }}
+    location = /served {{ stub_status; }}
     location / {{ {what} }}
   }}
 }}
@@ -86,12 +88,27 @@ class Latency:
     sigma: float = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass
 class Upstream:
     plain: str
     tls: str
     pem: str
     pid: int
+    _asked: int = 0
+
+    def served(self) -> int:
+        """Count the requests that were answered so far, without those of this question."""
+        with urllib.request.urlopen(self.plain.removesuffix("v1") + "served") as answer:
+            requests = int(answer.read().split()[9])  # "server accepts handled requests", and below it three numbers
+        self._asked += 1
+        return requests - self._asked
+
+    def cpu(self) -> float:
+        """Give the CPU seconds of the worker, which does all the work: the master, whose pid is `pid`, does none."""
+        worker = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()[0]
+        fields = Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
 
 
 def install() -> str:
