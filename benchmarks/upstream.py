@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,15 +110,26 @@ class Upstream:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def install(*more: str) -> str:
+    """Give nginx's path; fetch it, and what else is named, where it is missing and this process may.
 
-def install() -> str:
-    """Give nginx's path; fetch it where it is missing and this process may. SystemExit says what to install."""
-    if not (MODULES / "ngx_http_lua_module.so").exists() and shutil.which("apt-get") and os.geteuid() == 0:
-        subprocess.run(["apt-get", "install", "-y", "-qq", *PACKAGES], check=False, stdout=subprocess.DEVNULL)
-    nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-    if nginx is None or not (MODULES / "ngx_http_lua_module.so").exists():
-        raise SystemExit(f"this wants nginx with its Lua module: apt-get install {' '.join(PACKAGES)}")
-    return nginx
+    SystemExit says what to install.
+    """
+    if not _there(more) and shutil.which("apt-get") and os.geteuid() == 0:
+        wanted = ["apt-get", "install", "-y", "-qq", *PACKAGES, *more]
+        subprocess.run(wanted, check=False, stdout=subprocess.DEVNULL)
+    if not _there(more):
+        raise SystemExit(f"this wants nginx with its Lua module: apt-get install {' '.join([*PACKAGES, *more])}")
+    return _nginx() or ""
+
+
+def _nginx() -> str | None:
+    return shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+
+
+def _there(more: Iterable[str]) -> bool:
+    found = _nginx() is not None and (MODULES / "ngx_http_lua_module.so").exists()
+    return found and all(map(shutil.which, more))
 
 
 @contextmanager

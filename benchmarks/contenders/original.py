@@ -1,7 +1,8 @@
 """fastllm-kit, the original: `RequestManager.process_batch`, without a cache and without its progress bar."""
 
-from fastllm import OpenAIProvider, RequestManager
 from work import KEY, Work, bodies
+
+from fastllm import OpenAIProvider, RequestManager
 
 
 def main(work: Work) -> None:
