@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -17,6 +18,11 @@ STAMP = "made-from.json"  # of an environment: what it was made from
 
 class CannotInstall(Exception):
     """Says what pip said last."""
+
+
+def directory() -> Path:
+    """Give where the environments are kept by default: the user's cache directory."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastllm-bench"
 
 
 def python(root: Path, contender: Contender) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import statistics
 import subprocess
 import tempfile
@@ -91,6 +92,22 @@ class Standing:
 
     def as_json(self) -> dict[str, object]:
         return {"name": self.contender.name, **{k: v for k, v in asdict(self).items() if k != "contender"}}
+
+
+def client_core() -> int | None:
+    """Give the core for contenders: the first, for the server has the last. None where processes cannot be pinned."""
+    return min(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+
+
+def pin(core: int | None) -> None:
+    if core is not None:
+        os.sched_setaffinity(0, {core})
+
+
+def many_files() -> None:
+    """Let this process, and those it starts, open as many sockets as the system allows."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def run(contender: Contender, python: Path, work: Work, server: Upstream) -> Round:

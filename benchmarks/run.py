@@ -1,6 +1,6 @@
 """FastLLM beside what people use, doing the same work: CPU, throughput, memory and lost requests of each.
 
-    python benchmarks/run.py --quick               # a few minutes, once the environments are made
+    python benchmarks/run.py --quick               # fewer: some minutes, once the environments are made
     python benchmarks/run.py                       # 20,000 requests, three rounds
     python benchmarks/run.py --only fastllm,wrk --in-flight 4096 --latency 1 --tls
     python benchmarks/run.py --streaming
@@ -34,6 +34,7 @@ HERE = Path(__file__).parent
 
 def main() -> None:
     options = _options()
+    rounds.many_files()
     setting = tables.Setting(
         requests=options.requests,
         in_flight=options.in_flight,
@@ -65,10 +66,10 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer requests and rounds")
-    parser.add_argument("--requests", type=int, help="default 20,000, streaming 1,000; --quick: a quarter of that")
-    parser.add_argument("--rounds", type=int, help="default 3; --quick: 2")
-    parser.add_argument("--seconds", type=float, help="of a round, about, at most; default 10; --quick: 3")
+    parser.add_argument("--quick", action="store_true", help="fewer requests")
+    parser.add_argument("--requests", type=int, help="default 20,000, streaming 1,000; --quick: half of that")
+    parser.add_argument("--rounds", type=int, help="default 3")
+    parser.add_argument("--seconds", type=float, help="of a round, about, at most; default 10; --quick: 2")
     parser.add_argument("--in-flight", type=int, help="default 500, streaming 32")
     parser.add_argument("--latency", type=float, default=0.05, help="seconds (the median); 0: at once")
     parser.add_argument("--sigma", type=float, default=0.0, help="spread of the latency's logarithm; 0: none")
@@ -76,13 +77,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--streaming", action="store_true", help="read streamed answers instead")
     parser.add_argument("--only", default="", metavar="NAMES", help="parts of names, with commas between")
     parser.add_argument("--output", type=Path, default=HERE / "results", help="directory")
-    cached = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastllm-bench"
-    parser.add_argument("--envs", type=Path, default=cached, help="directory of the virtual environments")
+    parser.add_argument("--envs", type=Path, default=environments.directory(), help="directory of the environments")
     options = parser.parse_args()
     whole = 1_000 if options.streaming else 20_000
-    options.requests = options.requests or (whole // 4 if options.quick else whole)
-    options.rounds = options.rounds or (2 if options.quick else 3)
-    options.seconds = options.seconds or (3.0 if options.quick else 10.0)
+    options.requests = options.requests or (whole // 2 if options.quick else whole)
+    options.rounds = options.rounds or 3
+    options.seconds = options.seconds or (2.0 if options.quick else 10.0)
     options.in_flight = options.in_flight or (32 if options.streaming else 500)
     return options
 
@@ -106,13 +106,12 @@ def _python(root: Path, standing: Standing) -> Path:
 
 def _work(options: argparse.Namespace, setting: tables.Setting, server: Upstream) -> Work:
     base = server.tls if options.tls else server.plain
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     return Work(
         url=f"{base}/stream" if setting.chunks else base,
         requests=options.requests,
         in_flight=options.in_flight,
         seconds=options.seconds,
-        core=cores[0] if cores else None,  # the server has the last
+        core=rounds.client_core(),
         characters=len(CONTENT),
         chunks=setting.chunks,
         latency=setting.latency,

@@ -6,7 +6,7 @@ import html
 import math
 from dataclasses import dataclass
 
-from contenders import LIMIT, MOST_CPU, MOST_OF_LIMIT, OURS, STREAMED_GOAL
+from contenders import LIMIT, MOST_CPU, MOST_CPU_TLS, MOST_OF_LIMIT, OURS, STREAMED_GOAL
 from rounds import Standing
 
 WIDTH, LEFT, RIGHT, ROW, TOP = 860, 210, 150, 26, 62
@@ -99,7 +99,7 @@ def _row(standing: Standing, ours: Standing | None, setting: Setting) -> list[st
         chunk = standing.cpu / setting.chunks
         figures = [f"{standing.requests:,}", f"{chunk:.1f}", f"{1e6 / chunk:,.0f}", times]
         return [name, *figures, f"{standing.rss:.0f}", str(standing.lost)]
-    goal = standing.contender.goal
+    goal = None if setting.tls else standing.contender.goal
     met = "" if goal is None or ours is None else " ✓" if standing.cpu >= goal * ours.cpu else " ✗"
     ideal = f"{100 * standing.efficiency(setting.in_flight, setting.latency):.0f} %" if setting.latency else ""
     return [
@@ -123,6 +123,8 @@ def _goals(standings: list[Standing], ours: Standing | None, setting: Setting) -
     if setting.chunks:
         sdk = named(standings, "OpenAI SDK")
         return [_goal("chunks a CPU second, times the OpenAI SDK's", sdk.cpu / ours.cpu, STREAMED_GOAL)] if sdk else []
+    if setting.tls:
+        return [_goal("CPU µs a request", ours.cpu, MOST_CPU_TLS, most=True)]
     lines = [_goal("CPU µs a request", ours.cpu, MOST_CPU, most=True)]
     limit = named(standings, LIMIT)
     if limit is not None:
@@ -137,26 +139,27 @@ def _goal(what: str, value: float, bound: float, *, most: bool = False) -> str:
 
 def _notes(standings: list[Standing], setting: Setting) -> list[str]:
     notes = [
-        "CPU is user and system time of the contender's process and threads while it sends, without imports and the "
-        "warm-up; × is CPU relative to `fastllm stream`. "
-        + (
-            ""
-            if setting.chunks
-            else "`fastllm run` is the command "
-            "line with journal, limits and output file; a run of one row is subtracted. wrk runs for a time. "
-        )
+        "- CPU is user and system time of the contender's process, threads and children while it sends, without "
+        "imports and the warm-up, in which the connections are made; × is CPU relative to `fastllm stream`."
     ]
-    fewer = [
-        s.contender.name for s in standings if s.rounds and s.requests < setting.requests and s.contender.name != LIMIT
-    ]
+    fewer = [s.contender.name for s in standings if s.rounds and _given_fewer(s, setting)]
     if fewer:
-        notes.append(f"Fewer requests a round, at the same concurrency, so that a round ends: {', '.join(fewer)}.")
+        notes.append(f"- At the same concurrency, but fewer requests, so that a round ends: {'; '.join(fewer)}.")
     if not setting.chunks:
-        notes.append(
-            "Efficiency is the share of the ideal rate, requests in flight / latency; “server busy” the share of its "
-            "core that nginx used. Wall-clock figures suffer where the cores are shared with other work."
-        )
+        notes += [
+            "- `fastllm run` is the command line with journal, limits, statistics and output file; a run of one row is "
+            "subtracted, but its connections are made while it is measured.",
+            "- wrk runs for a time, reads no answer, and cuts off what is in flight at the end, which only the server "
+            "counts. curator sends a request of its own to learn limits. The cookbook's loop starts a request a "
+            "millisecond at most, and so is never as many in flight.",
+            "- Efficiency is the share of the ideal rate, requests in flight / latency; “server busy” the share of its "
+            "core that nginx used. Wall-clock figures suffer where the cores are shared with other work.",
+        ]
     return notes
+
+
+def _given_fewer(standing: Standing, setting: Setting) -> bool:
+    return standing.requests < setting.requests and standing.contender.name != LIMIT
 
 
 def drawing(standings: list[Standing], setting: Setting) -> str:

@@ -3,7 +3,8 @@
 Standard library only: it runs in the contenders' own environments. A contender's script makes its client, says how it
 answers so many requests, and hands that over to `measure` (or `measured`, where the client is asynchronous), which
 
-- has it warm up: connections are made, lazy imports done; the time this takes bounds the requests that follow;
+- has it warm up: connections are made, lazy imports done; the time this takes bounds the requests that follow (where
+  it took little it is done again, for the making of connections says little about what a request takes);
 - measures CPU seconds (user + system, all threads, and processes that ended) and wall seconds of the requests;
 - prints one line of JSON.
 """
@@ -18,7 +19,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -61,20 +62,28 @@ class Work:
 
     def measure(self, run: Callable[[int], int]) -> None:
         """`run(n)` sends n requests and gives how many were answered well."""
-        began = time.perf_counter()
-        run(self.in_flight)
-        count = self.enough(time.perf_counter() - began)
-        meter = Meter()
-        meter.report(count, run(count), warm_up=self.in_flight)
 
-    async def measured(self, run: Callable[[int], Awaitable[int]]) -> None:
-        began = time.perf_counter()
-        await run(self.in_flight)
-        count = self.enough(time.perf_counter() - began)
-        meter = Meter()
-        meter.report(count, await run(count), warm_up=self.in_flight)
+        async def running(count: int) -> int:
+            return run(count)
 
-    async def pulled(self, ask: Callable[[Body], Awaitable[bool]], count: int) -> int:
+        measuring = self.measured(running)
+        try:
+            measuring.send(None)  # it awaits nothing but `running`; no loop is to run here, for `run` may start its own
+        except StopIteration:
+            pass
+
+    async def measured(self, run: Callable[[int], Coroutine[Any, Any, int]]) -> None:
+        """The same where `run` is asynchronous."""
+        warm_up, taken = 0, 0.0
+        while not warm_up or (warm_up == self.in_flight and taken < self.seconds / 4):
+            began = time.perf_counter()
+            await run(self.in_flight)
+            warm_up, taken = warm_up + self.in_flight, time.perf_counter() - began
+        count = self.enough(taken)
+        meter = Meter()
+        meter.report(count, await run(count), warm_up=warm_up)
+
+    async def pulled(self, ask: Callable[[Body], Coroutine[Any, Any, bool]], count: int) -> int:
         """Let `in_flight` workers pull bodies from one iterator; give how many were answered well."""
         good = 0
         waiting = bodies(count)
