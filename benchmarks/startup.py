@@ -3,7 +3,8 @@
     python benchmarks/startup.py [--repeat 10]
 
 Medians, with the bare interpreter beside them. The first run, which may have to compile, is not counted. Memory is the
-resident set after the statement; names of `fastllm` are loaded when they are first used, hence the other rows. Goals: import within 150 ms and 40 MB, `fastllm --help` within 250 ms.
+resident set after the statement. Names of `fastllm` are loaded when they are first used, hence the other rows. Goals:
+`import fastllm` within 150 ms and 40 MB, `fastllm --help` within 250 ms.
 """
 
 from __future__ import annotations
