@@ -14,7 +14,8 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,7 @@ http {{
       default_type text/event-stream;
       content_by_lua_block {{ ngx.req.read_body(); ngx.header.content_length = #events; ngx.print(events) }}
     }}
+    location = /served {{ stub_status; }}
     location / {{ {what} }}
   }}
 }}
@@ -86,22 +88,48 @@ class Latency:
     sigma: float = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass
 class Upstream:
     plain: str
     tls: str
     pem: str
     pid: int
+    _asked: int = 0
+
+    def served(self) -> int:
+        """Count the requests that were answered so far, without those of this question."""
+        with urllib.request.urlopen(self.plain.removesuffix("v1") + "served") as answer:
+            requests = int(answer.read().split()[9])  # "server accepts handled requests", and below it three numbers
+        self._asked += 1
+        return requests - self._asked
+
+    def cpu(self) -> float:
+        """Give the CPU seconds of the worker, which does all the work: the master, whose pid is `pid`, does none."""
+        worker = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()[0]
+        fields = Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def install() -> str:
-    """Give nginx's path; fetch it where it is missing and this process may. SystemExit says what to install."""
-    if not (MODULES / "ngx_http_lua_module.so").exists() and shutil.which("apt-get") and os.geteuid() == 0:
-        subprocess.run(["apt-get", "install", "-y", "-qq", *PACKAGES], check=False, stdout=subprocess.DEVNULL)
-    nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-    if nginx is None or not (MODULES / "ngx_http_lua_module.so").exists():
-        raise SystemExit(f"this wants nginx with its Lua module: apt-get install {' '.join(PACKAGES)}")
-    return nginx
+def install(*more: str) -> str:
+    """Give nginx's path; fetch it, and what else is named, where it is missing and this process may.
+
+    SystemExit says what to install.
+    """
+    if not _there(more) and shutil.which("apt-get") and os.geteuid() == 0:
+        wanted = ["apt-get", "install", "-y", "-qq", *PACKAGES, *more]
+        subprocess.run(wanted, check=False, stdout=subprocess.DEVNULL)
+    if not _there(more):
+        raise SystemExit(f"this wants nginx with its Lua module: apt-get install {' '.join([*PACKAGES, *more])}")
+    return _nginx() or ""
+
+
+def _nginx() -> str | None:
+    return shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+
+
+def _there(more: Iterable[str]) -> bool:
+    found = _nginx() is not None and (MODULES / "ngx_http_lua_module.so").exists()
+    return found and all(map(shutil.which, more))
 
 
 @contextmanager
