@@ -3,8 +3,8 @@
     python benchmarks/gateway.py [--seconds 5] [--connections 64] [--rates 500,1000]
 
 Most requests a second are those of wrk over so many connections, with a master key, against nginx that answers at once
-(`benchmarks/upstream.py`). The pass-through is the least that can stand between: uvicorn, our transport, bytes in and out,
-no key, no engine. CPU is user and system time of the server's process for each request.
+(`benchmarks/upstream.py`). The pass-through is the least that can stand between: uvicorn, our transport, bytes in and
+out, no key, no engine. CPU is user and system time of the server's process for each request.
 
 Added latency is open-loop: requests go out at their times whatever became of those before, to nginx that answers after
 20 ms, directly and through the gateway; each is counted from the time at which it was due. Where there are two cores or
@@ -147,7 +147,7 @@ async def latencies(base_url: str, rate: float, seconds: float) -> list[float]:
     tasks = set()
     for number in range(int(rate * seconds)):
         due = began + number / rate
-        while (left := due - time.perf_counter()) > 0:
+        while (left := due - time.perf_counter()) > 0:  # noqa: ASYNC110
             await asyncio.sleep(left)
         task = asyncio.create_task(one(due))
         tasks.add(task)
@@ -181,9 +181,8 @@ def main() -> None:
             with served(command(port, server.plain), port) as pid:
                 figures[name] = most(port, pid, options.connections, options.seconds)
                 print(f"{name:<16}{figures[name][0]:>18,.0f}{figures[name][1]:>18.1f}")
-    print(
-        f"of the pass-through's requests/s the gateway has {100 * figures['gateway'][0] / figures['pass-through'][0]:.0f} %"
-    )
+    share = figures["gateway"][0] / figures["pass-through"][0]
+    print(f"of the pass-through's requests/s the gateway has {100 * share:.0f} %")
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(_cores())})
     print(
