@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from click.testing import CliRunner
 
+from fastllm.cli import cli
 from fastllm.errors import ConfigError, MissingKeyError
 from fastllm.gateway.catalog import MOST_NAMES, Catalog, catalog_of
 from fastllm.gateway.config import ATTEMPTS, GatewayOptions, resolve, retry_of, timeout_of
@@ -175,3 +178,12 @@ async def test_a_check_makes_every_endpoint_and_names_what_is_missing(folder: Pa
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises((ConfigError, MissingKeyError), match="OPENAI_API_KEY"):
         await check(setup)
+
+
+def test_the_options_are_shown_with_their_origins(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FASTLLM_GATEWAY_QUEUE", "7")
+    shown = CliRunner().invoke(cli, ["config", "show", "--json"]).output
+    found = msgspec.json.decode(shown)
+    assert found["gateway.queue"] == {"value": 7.0, "origin": "FASTLLM_GATEWAY_QUEUE"}
+    assert found["gateway.port"] == {"value": 4000, "origin": "default"}

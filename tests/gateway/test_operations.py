@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 
 from fastllm import __version__
 from fastllm.gateway.catalog import Catalog
+from fastllm.options import Route, Upstream
 from fastllm.testing import MockConfig, checksum_of
+from fastllm.transport.scripted import ScriptedTransport
+from fastllm.types import HTTPResponse
 from kits.gateway import BODY, CHAT, connection, head_and_body, served
 
 MESSAGE = {"model": "m", "max_tokens": 50, "messages": [{"role": "user", "content": "hello"}]}
@@ -282,3 +286,59 @@ async def test_a_models_name_cannot_write_headers() -> None:
         answer = await gateway.ask(body={**BODY, "model": "a\r\nset-cookie: x\u20ac"})
         assert answer.status == 200 and "set-cookie" not in answer.headers
         assert answer.headers["x-fastllm-provider"] == "a??set-cookie: x?"
+
+
+# Anthropic behind it
+
+
+def _behind(handler: Any) -> dict[str, Any]:
+    """An engine whose one route leads to Anthropic's dialect, played by a function."""
+    upstream = Upstream(model="anthropic/claude", base_url="http://anthropic.test", api_key="sk-ant-upstream")
+    return {"base_url": None, "transport": ScriptedTransport(handler), "routes": {"c": Route(endpoints=[upstream])}}
+
+
+async def test_a_message_goes_to_anthropic_and_its_answer_back_byte_for_byte() -> None:
+    seen: list[Any] = []
+    said = (
+        b'{"id":"msg_1", "type":"message","role":"assistant","model":"claude","content":[{"type":"text","text":"hi"}],'
+        b'"stop_reason":"end_turn","stop_sequence":null,"usage":{"input_tokens":3,"output_tokens":1},"new":[1.50]}'
+    )
+
+    def handler(http: Any) -> HTTPResponse:
+        seen.append(http)
+        return HTTPResponse(status=200, body=said)
+
+    sent = b'{"model":"claude" ,"max_tokens":5,"messages":[],"later":{"a":1.0}}'
+    async with served(engine=_behind(handler), catalog=Catalog(("c", "claude"))) as gateway:
+        headers = {"anthropic_version": "2099-01-01", "anthropic_beta": "a,b", "x_api_key": "client-key"}
+        answer = await gateway.ask("/v1/messages?beta=true", sent.replace(b'"claude" ', b'"c"'), **headers)
+        assert answer.status == 200 and answer.body == said
+        (http,) = seen
+        assert http.url == "http://anthropic.test/v1/messages"
+        assert msgspec.json.decode(http.body) == msgspec.json.decode(sent)
+        assert http.headers["anthropic-version"] == "2099-01-01" and http.headers["anthropic-beta"] == "a,b"
+        assert http.headers["x-api-key"] == "sk-ant-upstream"
+
+
+async def test_anthropic_counts_its_own_tokens_and_says_itself_what_is_wrong() -> None:
+    seen: list[Any] = []
+    error = {"type": "invalid_request_error", "message": "not with sk-ant-upstream"}
+    answers = [
+        HTTPResponse(status=200, body=b'{"input_tokens":42}'),
+        HTTPResponse(status=400, body=msgspec.json.encode({"type": "error", "error": error})),
+    ]
+
+    def handler(http: Any) -> HTTPResponse:
+        seen.append(http)
+        return answers.pop(0)
+
+    async with served(engine=_behind(handler)) as gateway:
+        body = {"model": "c", "messages": MESSAGE["messages"]}
+        answer = await gateway.ask("/v1/messages/count_tokens", body)
+        assert answer.body == b'{"input_tokens":42}'
+        (http,) = seen
+        assert http.url == "http://anthropic.test/v1/messages/count_tokens"
+        assert msgspec.json.decode(http.body)["model"] == "claude"
+        wrong = await gateway.ask("/v1/messages/count_tokens", body)
+        assert wrong.status == 400 and wrong.json()["error"]["type"] == "invalid_request_error"
+        assert b"sk-ant-upstream" not in wrong.body

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
 import msgspec
 
-from ..settings import FILE, SETTINGS, shown
+from ..gateway.config import resolve
+from ..settings import FILE, shown
 from .options import settings_of
 
 
@@ -25,15 +27,17 @@ def show(as_json: bool) -> None:
         check()
     tables: dict[str, Any] = {f"routes.{name}": route for name, route in settings.routes.items()}
     tables.update({f"vendors.{vendor.name}": vendor for vendor in settings.vendors})
+    gateway = [(f"gateway.{name}", value) for name, value in resolve(settings, {}, os.environ).items()]
+    found = [*settings.items(), *gateway]
     if as_json:
-        values = {name: {"value": shown(v.value), "origin": v.origin} for name, v in settings.items()}
+        values = {name: {"value": shown(v.value), "origin": v.origin} for name, v in found}
         values |= {name: {"value": msgspec.to_builtins(table), "origin": FILE} for name, table in tables.items()}
         click.echo(msgspec.json.format(msgspec.json.encode(values)).decode())
         return
-    width = max(map(len, SETTINGS))
-    for name, value in settings.items():
-        found = shown(value.value)
-        text = "-" if found is None else f"{found:g}" if isinstance(found, float) else str(found)
+    width = max(len(name) for name, _ in found)
+    for name, value in found:
+        given = shown(value.value)
+        text = "-" if given is None else f"{given:g}" if isinstance(given, float) else str(given)
         click.echo(f"{name:<{width}}  {text:<24}  {value.origin}")
     for name, table in tables.items():
         click.echo(f"{name}  {table}")

@@ -9,13 +9,14 @@ Watching a request that is answered at once would cost more than answering it, s
 from __future__ import annotations
 
 import asyncio
+import random
 import re
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from functools import lru_cache
 from typing import Any
 
+from ..clock import TASKS
 from .config import GatewayOptions
 from .faces import Face, Fault, Pairs, Refusal
 
@@ -25,6 +26,12 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGI = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+AtOnce = Callable[[int, Pairs, bytes], bool]
+
+# What a server may put into the scope: `ABORT()` drops the connection; `AT_ONCE(status, headers, body)` writes a whole
+# answer, whose headers must be good as they are, or gives False.
+ABORT = "fastllm.abort"
+AT_ONCE = "fastllm.at_once"
 WATCH_AFTER = 0.02  # seconds: a client that went away is noticed so much later at most
 GONE = 499  # what is recorded of a client that went away, as nginx does
 _PING = b":\n\n"
@@ -79,7 +86,7 @@ class Exchange:
         self.headers = found
         given = found.get("x_request_id")
         good = given is not None and _ID.fullmatch(given) is not None
-        self.request_id = given.decode() if good and given is not None else "req_" + secrets.token_hex(12)
+        self.request_id = given.decode() if good and given is not None else f"req_{random.getrandbits(96):024x}"
         self.status = 0
         self.sent_bytes = 0
         self._task: asyncio.Task[Any] | None = None
@@ -146,8 +153,9 @@ class Exchange:
 
     def watch(self) -> None:
         """Cancel this task when the client goes away, from now until `unwatch`."""
-        self._task = asyncio.current_task()
-        self._handle = asyncio.get_running_loop().call_later(WATCH_AFTER, self._begin_watching)
+        loop = asyncio.get_running_loop()
+        self._task = TASKS.get(loop) or asyncio.current_task()
+        self._handle = loop.call_later(WATCH_AFTER, self._begin_watching)
 
     def unwatch(self) -> None:
         if self._handle is not None:
@@ -190,17 +198,18 @@ class Exchange:
 
     async def answer(self, status: int, body: bytes, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
         """Send a whole JSON answer."""
-        pairs = [_JSON, (b"content-length", b"%d" % len(body)), *self._named(), *headers]
-        self.status = status
-        self.sent_bytes = len(body)
-        await self._send({"type": "http.response.start", "status": status, "headers": pairs})
-        await self._send({"type": "http.response.body", "body": body if self.method != "HEAD" else b""})
+        await self._reply(status, body, [_JSON, (b"content-length", b"%d" % len(body)), *self._named(), *headers])
 
     async def plain(self, status: int, body: bytes, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Send a whole answer of another type."""
+        await self._reply(status, body, [(b"content-length", b"%d" % len(body)), *headers])
+
+    async def _reply(self, status: int, body: bytes, pairs: Pairs) -> None:
         self.status = status
         self.sent_bytes = len(body)
-        pairs = [(b"content-length", b"%d" % len(body)), *headers]
+        at_once: AtOnce | None = self.scope.get(AT_ONCE)
+        if at_once is not None and self.method != "HEAD" and at_once(status, pairs, body):
+            return
         await self._send({"type": "http.response.start", "status": status, "headers": pairs})
         await self._send({"type": "http.response.body", "body": body if self.method != "HEAD" else b""})
 
@@ -252,7 +261,7 @@ class Exchange:
 
     async def abort(self) -> None:
         """Drop the connection with all that was written and not read."""
-        abort = self.scope.get("fastllm.abort")
+        abort = self.scope.get(ABORT)
         if abort is not None:
             abort()
         self._gone = True

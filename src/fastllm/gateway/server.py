@@ -14,15 +14,17 @@ import signal
 import socket
 from asyncio.events import TimerHandle
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from ..errors import ConfigError, MissingExtra
 from .app import Gateway
-from .faces import OPENAI, Fault
+from .exchange import ABORT, AT_ONCE
+from .faces import OPENAI, Fault, Pairs
 
 try:
     import uvicorn
-    from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+    from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 except ImportError:
     raise MissingExtra("the gateway needs uvicorn: pip install 'fastllm[gateway]'") from None
 
@@ -76,7 +78,7 @@ class _Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head = True
-        self.scope["fastllm.abort"] = self.transport.abort  # type: ignore[typeddict-unknown-key]
+        self.scope[ABORT] = self.transport.abort  # type: ignore[literal-required]
 
     def on_headers_complete(self) -> None:
         self._check_head()
@@ -84,6 +86,7 @@ class _Protocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_came()
         super().on_headers_complete()
+        self.scope[AT_ONCE] = partial(_at_once, self.cycle)  # type: ignore[literal-required]
 
     def on_message_complete(self) -> None:
         self._ended = True
@@ -144,6 +147,31 @@ class _Protocol(HttpToolsProtocol):
         )
         self.transport.write(STATUS_LINE[fault.status] + head + body)
         self.transport.close()
+
+
+def _at_once(cycle: RequestResponseCycle, status: int, headers: Pairs, body: bytes) -> bool:
+    """Write a whole answer in one piece, as the cycle's `send` would in two: that takes a fifth of a request's time,
+    most of it to check headers that are our own. False where the connection does not take it at once."""
+    if cycle.response_started or cycle.disconnected or cycle.flow.write_paused:
+        return False
+    cycle.response_started = cycle.response_complete = True
+    cycle.waiting_for_100_continue = False
+    pieces = [STATUS_LINE[status]]
+    for name, value in cycle.default_headers:
+        pieces += (name, b": ", value, b"\r\n")
+    for name, value in headers:
+        pieces += (name, b": ", value, b"\r\n")
+        if name == b"connection":
+            cycle.keep_alive = False
+    if not cycle.keep_alive and (b"connection", b"close") not in headers:
+        pieces.append(b"connection: close\r\n")
+    pieces += (b"\r\n", body)
+    cycle.transport.write(b"".join(pieces))
+    cycle.message_event.set()
+    if not cycle.keep_alive:
+        cycle.transport.close()
+    cycle.on_response()
+    return True
 
 
 class _Uvicorn(uvicorn.Server):
