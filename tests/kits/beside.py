@@ -1,0 +1,111 @@
+"""A gateway on a real socket with files, batches and what is passed through, in front of the mock; and its tenants."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import openai
+
+from fastllm import build
+from fastllm.build import EngineOptions
+from fastllm.gateway.app import Gateway
+from fastllm.gateway.auth import Admissions, Tenant
+from fastllm.gateway.batches import Batches
+from fastllm.gateway.beside import Beside
+from fastllm.gateway.catalog import Catalog
+from fastllm.gateway.config import GatewayOptions
+from fastllm.gateway.record import Record
+from fastllm.gateway.server import Server
+from fastllm.options import Retry
+from fastllm.testing import MockConfig, MockServer
+
+ALICE, BOB, CAROL = "sk-alice-0123456789", "sk-bob-0123456789", "sk-carol-0123456789"
+
+
+class People:
+    """Three keys: Alice's and Bob's may ask for all, Carol's only for what begins with `c`."""
+
+    def __init__(self) -> None:
+        self.tenants = {
+            ALICE: Tenant(id="alice", namespace="/alice", key="alice"),
+            BOB: Tenant(id="bob", namespace="/bob", key="bob"),
+            CAROL: Tenant(id="carol", namespace="/carol", key="carol", models=["c*"]),
+        }
+
+    def check(self, token: str) -> Tenant | None:
+        return self.tenants.get(token)
+
+    def tenant(self, id: str) -> Tenant | None:
+        return next((tenant for tenant in self.tenants.values() if tenant.id == id), None)
+
+
+class Open:
+    """A gateway that listens, and what is behind it."""
+
+    def __init__(self, mock: MockServer, gateway: Gateway, server: Server, beside: Beside) -> None:
+        self.mock = mock
+        self.gateway = gateway
+        self.server = server
+        self.beside = beside
+        self.records: list[Record] = []
+
+    @property
+    def batches(self) -> Batches:
+        return self.beside.batches
+
+    def client(self, key: str = ALICE, **more: Any) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(base_url=f"{self.server.origin}/v1", api_key=key, **{"max_retries": 0, **more})
+
+
+@asynccontextmanager
+async def opened(
+    folder: Path,
+    mock: MockConfig | None = None,
+    *,
+    models: tuple[str, ...] = ("*",),
+    engine: dict[str, Any] | None = None,
+    admissions: Admissions | None = None,
+    window: float | None = None,
+    **options: Any,
+) -> AsyncIterator[Open]:
+    """Serve the mock with everything that is mounted. `window` stands for the 24 hours of a batch."""
+    async with MockServer(mock) as upstream:
+        given = GatewayOptions(**{"port": 0, "data_dir": str(folder), "drain": 1.0, **options})
+        more = {"base_url": upstream.base_url, "api_key": "upstream-key", **(engine or {})}
+        more.setdefault("retry", Retry(attempts=2, base=0.01, cap=0.02, reset_base=0.01))
+        engine_options = EngineOptions(**more)
+        made = build.engine(engine_options)
+        records: list[Record] = []
+        gateway = Gateway(
+            made, given, keys=People(), catalog=Catalog(models), admissions=admissions, listeners=[records.append]
+        )
+        beside = Beside(gateway, engine_options)
+        if window is not None:
+            beside.batches.window = window
+        await beside.start()
+        server = Server(gateway)
+        running = asyncio.create_task(server.run())
+        found = Open(upstream, gateway, server, beside)
+        found.records = records
+        try:
+            yield found
+        finally:
+            for listener in getattr(server._uvicorn, "servers", ()):
+                listener.close()
+            for one in list(server._uvicorn.server_state.connections):
+                one.transport.abort()
+            running.cancel()
+            await asyncio.wait([running])
+            await beside.aclose()
+            await gateway.engine.aclose()
+
+
+async def until(true: Any, seconds: float = 10.0) -> None:
+    """Wait until something is true."""
+    async with asyncio.timeout(seconds):
+        while not true():
+            await asyncio.sleep(0.005)
