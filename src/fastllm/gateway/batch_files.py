@@ -103,17 +103,17 @@ def _flaw(row: Row, endpoint: str, tenant: Tenant, serves: Callable[[str], bool]
 
 
 class Written(msgspec.Struct):
-    """How many answers and errors were written; `total` lines went in."""
+    """How many answers and errors were written."""
 
-    total: int
     completed: int = 0
     failed: int = 0
 
 
-def write_results(source: Path, output: Path, errors: Path, total: int, *, expired: bool) -> Written:
-    """Write what the journal of `output` holds: answers there, failures as lines of `errors`, with them, where the
-    batch has expired, all that was not done. What has no line is no file. Works in a thread."""
-    written = Written(total)
+def write_results(source: Path, output: Path, errors: Path, *, whole: bool, expired: bool) -> Written:
+    """Write what the journal of `output` holds: answers there, unless its job has done so (`whole`), failures as lines
+    of `errors`, with them, where the batch has expired, all that was not done. What has no line is no file. Works in a
+    thread."""
+    written = Written()
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(replacing(errors, 0o600))
         recorded: Recorded | None = None
@@ -123,7 +123,7 @@ def write_results(source: Path, output: Path, errors: Path, total: int, *, expir
                 file.write(_failure(index, entry))
                 written.failed += 1
             written.completed = recorded.ok
-            if written.completed:
+            if written.completed and not (whole and output.exists()):
                 write_answers(recorded, recorded.rows, output)
         if expired:
             written.failed += _write_expired(source, recorded, file)

@@ -20,6 +20,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from ..errors import ConfigError, JobConflictError
 from ..formats.base import open_reader
 from ..formats.output import failures_path
@@ -36,10 +38,9 @@ logger = logging.getLogger("fastllm.gateway")
 POLL = 2.0  # seconds between looks at what other processes left word of
 RESTING = 60.0  # seconds until a batch is tried again that failed for a reason of ours, such as a full disk
 GRACE = 10.0  # seconds for what is in flight when a batch is cancelled or the gateway stops
-ROWS = 512  # of all batches together in work at most, unless the engine has room for more
 INPUT, OUTPUT, ERRORS = "input.jsonl", "output.jsonl", "failed.jsonl"
 
-FindTenant = Callable[[str], Tenant | None]
+FindTenant = Callable[[Tenant], Tenant | None]
 
 
 class _Live:
@@ -64,12 +65,10 @@ class _Live:
 
 
 class BatchRunner:
-    """Runs at most `most` batches of a store at once, from `start` to `aclose`. `find_tenant` says who a tenant is now:
-    None where it may ask no more; without it a tenant is what it was when it made the batch, without its limits."""
+    """Runs at most `most` batches of a store at once, from `start` to `aclose`. `find_tenant` says what has become of a
+    tenant since it made a batch: None where it may ask no more."""
 
-    def __init__(
-        self, gate: Gate, store: BatchStore, files: FileStore, *, most: int, find_tenant: FindTenant | None = None
-    ) -> None:
+    def __init__(self, gate: Gate, store: BatchStore, files: FileStore, *, most: int, find_tenant: FindTenant) -> None:
         self._gate = gate
         self._patient = Patient(gate)
         self._store = store
@@ -79,6 +78,7 @@ class BatchRunner:
         self._waiting: dict[str, Batch] = {}
         self._live: dict[str, _Live] = {}
         self._resting: dict[str, float] = {}  # batch -> when, in the loop's time, it is tried again
+        self._known: dict[str, Tenant] = {}
         self._news = asyncio.Event()
         self._turns: asyncio.Task[None] | None = None
         self._closing = False
@@ -104,8 +104,9 @@ class BatchRunner:
             os.close(self._lock)
             self._lock = -1
 
-    def add(self, batch: Batch) -> None:
-        """Take in a new batch."""
+    def add(self, batch: Batch, tenant: Tenant) -> None:
+        """Take in a new batch of this tenant."""
+        self._known[tenant.id] = tenant
         if self._lock >= 0:
             self._waiting[batch.id] = batch
         self._news.set()
@@ -124,7 +125,7 @@ class BatchRunner:
         if self._lock >= 0:
             await self._cancel_here(batch.id)
         batch = self.shown(batch)
-        if not batch.ended and batch.status != "cancelling":
+        if not batch.ended and not batch.is_cancelling:
             _set(batch, "cancelling")  # for this answer; who runs it writes it down
         return batch
 
@@ -159,7 +160,7 @@ class BatchRunner:
             if batch.id not in self._live:
                 self._waiting.setdefault(batch.id, batch)
         for batch in [*self._waiting.values(), *(live.batch for live in self._live.values())]:
-            if batch.status != "cancelling" and await asyncio.to_thread(self._store.is_to_be_cancelled, batch):
+            if not batch.is_cancelling and await asyncio.to_thread(self._store.is_to_be_cancelled, batch):
                 await self._cancel_here(batch.id)
         for live in list(self._live.values()):
             live.count()
@@ -195,7 +196,7 @@ class BatchRunner:
         now, wall = asyncio.get_running_loop().time(), time.time()
         ready = [batch for batch in self._waiting.values() if self._resting.get(batch.id, 0.0) <= now]
         for batch in ready:
-            if batch.status == "cancelling" or batch.expires <= wall:
+            if batch.is_cancelling or batch.expires <= wall:
                 return batch
         if len(self._live) >= self._most:
             return None
@@ -232,7 +233,7 @@ class BatchRunner:
     async def _carry(self, live: _Live) -> None:
         """Bring a batch from wherever it is to its end, or to where the gateway stops."""
         batch = live.batch
-        if batch.ending is None and batch.status != "cancelling" and batch.expires <= time.time():
+        if batch.ending is None and not batch.is_cancelling and batch.expires <= time.time():
             live.expired = True
         if batch.status == "validating" and not live.expired and not await self._check(batch):
             return
@@ -254,7 +255,7 @@ class BatchRunner:
         tenant = self._tenant(batch)
         source = self._store.folder(batch) / INPUT
         total, flaws = await asyncio.to_thread(check_input, source, batch.endpoint, tenant, self._gate.serves)
-        if batch.status == "cancelling":
+        if batch.is_cancelling:
             return True
         if flaws:
             batch.flaws = flaws
@@ -268,22 +269,21 @@ class BatchRunner:
     async def _ask(self, live: _Live) -> Ending | None:
         """Run the job; say how the batch ends, None where only the gateway does."""
         batch, folder = live.batch, self._store.folder(live.batch)
-        if batch.status == "cancelling" or live.expired or self._closing:
-            return "cancelled" if batch.status == "cancelling" else "expired" if live.expired else None
+        if batch.is_cancelling or live.expired or self._closing:
+            return "cancelled" if batch.is_cancelling else "expired" if live.expired else None
         tenant = self._tenant(batch)
         executes = Charged(self._gate, self._patient, tenant, batch.id)
         with open_reader(folder / INPUT) as reader:
             job = live.job = Job(
                 *(executes, reader, folder / OUTPUT),
                 durability="full",
-                concurrency=max(1, min(executes.concurrency or ROWS, ROWS // self._most)),
                 grace=GRACE,
                 retry_failed=False,
             )
             timer = asyncio.get_running_loop().call_later(max(0.0, batch.expires - time.time()), _expire, live)
             try:
                 live.journal = await job.open()
-                if batch.status == "cancelling" or self._closing:
+                if batch.is_cancelling or self._closing:
                     job.stop()
                 result = await job.run()
             except JobConflictError:
@@ -300,7 +300,7 @@ class BatchRunner:
         if result.stopped is not None:
             batch.flaws = [words_of(result.stopped)]
             return "failed"
-        return "cancelled" if batch.status == "cancelling" else "expired" if live.expired else None
+        return "cancelled" if batch.is_cancelling else "expired" if live.expired else None
 
     async def _finish(self, batch: Batch) -> None:
         """Make its files, and end it."""
@@ -311,7 +311,9 @@ class BatchRunner:
         outputs: tuple[tuple[str, Any], ...] = ((batch.output_id, output), (batch.error_id, errors))
 
         def make() -> tuple[str | None, str | None]:
-            written = write_results(folder / INPUT, output, errors, batch.total, expired=ending == "expired")
+            written = write_results(
+                *(folder / INPUT, output, errors), whole=ending == "completed", expired=ending == "expired"
+            )
             batch.completed, batch.failed = written.completed, written.failed
             ids: list[str | None] = []
             for (id, path), count, name in zip(
@@ -341,10 +343,9 @@ class BatchRunner:
 
     def _tenant(self, batch: Batch) -> Tenant:
         """Give whose it is: with the limits of the key as it is now, and nothing to ask for where it is gone."""
-        if self._find_tenant is None or batch.is_master:
-            return batch.owner()
-        found = self._find_tenant(batch.tenant)
-        return found if found is not None else Tenant(id=batch.tenant, models=(), namespace=batch.namespace)
+        owner = self._known.get(batch.tenant) or batch.owner()
+        found = owner if owner.is_master else self._find_tenant(owner)
+        return found if found is not None else msgspec.structs.replace(owner, models=())
 
     async def _save(self, batch: Batch) -> None:
         await asyncio.to_thread(self._store.save, batch)
@@ -362,5 +363,3 @@ def _expire(live: _Live) -> None:
 def _set(batch: Batch, status: Status) -> None:
     batch.status = status
     batch.times = {**batch.times, status: time.time()}
-
-

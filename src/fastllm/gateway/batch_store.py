@@ -7,7 +7,6 @@ ones are not ended yet says a directory of their names, so that nobody has to lo
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import secrets
 import shutil
@@ -21,9 +20,7 @@ from ..jobs.replacing import replacing
 from .auth import Tenant
 from .file_store import folder_name, private_folder
 
-Status = Literal[
-    "validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"
-]
+Status = Literal["validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"]
 Ending = Literal["completed", "expired", "cancelled", "failed"]
 ENDED = frozenset(("completed", "failed", "expired", "cancelled"))
 _ID = re.compile(r"batch_[0-9a-f]{24}")
@@ -70,6 +67,10 @@ class Batch(msgspec.Struct, kw_only=True):
     @property
     def ended(self) -> bool:
         return self.status in ENDED
+
+    @property
+    def is_cancelling(self) -> bool:
+        return self.status == "cancelling"
 
     def owner(self) -> Tenant:
         """Give its tenant as it was when the batch was made, without its limits."""
@@ -141,18 +142,18 @@ class BatchStore:
     def all(self, tenant: str) -> list[Batch]:
         """Give the batches of this tenant, the newest first."""
         folder = self.root / folder_name(tenant)
-        names = os.listdir(folder) if folder.is_dir() else []
-        found = [self._read(folder / name) for name in names if _ID.fullmatch(name)]
+        folders = list(folder.iterdir()) if folder.is_dir() else []
+        found = [self._read(one) for one in folders if _ID.fullmatch(one.name)]
         return sorted((one for one in found if one is not None), key=lambda one: (one.created, one.id), reverse=True)
 
     def unfinished(self, known: Mapping[str, object]) -> list[Batch]:
         """Give the batches that have not ended and are not known yet."""
         found = []
-        for name in os.listdir(self._open):
-            if name in known or not _ID.fullmatch(name):
+        for mark in list(self._open.iterdir()):
+            if mark.name in known or not _ID.fullmatch(mark.name):
                 continue
             with contextlib.suppress(OSError):
-                batch = self._read(self.root / (self._open / name).read_text() / name)
+                batch = self._read(self.root / mark.read_text() / mark.name)
                 if batch is not None and batch.ended:  # it was closed, but for this
                     self.close(batch)
                 elif batch is not None:

@@ -42,9 +42,7 @@ class Batches:
     """An ASGI app under /v1/batches: POST and GET on itself, GET on /{id}, POST on /{id}/cancel. `start` it, and close
     it before its engine. `window` is the time that a batch has, in seconds."""
 
-    def __init__(
-        self, gate: Gate, store: BatchStore, files: FileStore, *, most: int, find_tenant: FindTenant | None = None
-    ) -> None:
+    def __init__(self, gate: Gate, store: BatchStore, files: FileStore, *, most: int, find_tenant: FindTenant) -> None:
         self.window = WINDOW
         self.store = store
         self.files = files
@@ -83,7 +81,7 @@ class Batches:
             raise Refusal(400, "the request body is not a valid JSON object") from None
         batch = self._batch(asked, tenant)
         await asyncio.to_thread(self._take_in, batch)
-        self.runner.add(batch)
+        self.runner.add(batch, tenant)
         await exchange.answer(200, _encode(batch.shown()))
 
     def _batch(self, asked: _Asked, tenant: Tenant) -> Batch:

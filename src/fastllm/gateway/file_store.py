@@ -135,11 +135,9 @@ class FileStore:
 
     def all(self, tenant: str) -> list[StoredFile]:
         """Give the files of this tenant, the oldest first."""
-        try:
-            names = os.listdir(self._folder(tenant))
-        except FileNotFoundError:
-            return []
-        found = [self.find(tenant, name.removesuffix(_KNOWN)) for name in names if name.endswith(_KNOWN)]
+        folder = self._folder(tenant)
+        paths = list(folder.iterdir()) if folder.is_dir() else []
+        found = [self.find(tenant, path.stem) for path in paths if path.suffix == _KNOWN]
         return sorted((file for file in found if file is not None), key=lambda file: (file.created, file.id))
 
     def path(self, tenant: str, id: str) -> Path:
