@@ -9,12 +9,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import openai
 import pytest
 
 from fastllm.gateway.file_store import ABANDONED, FileStore
-from kits.beside import ALICE, BOB, opened
+from kits.beside import ALICE, BOB, names_in, opened, until, wire
 
 LINES = b'{"custom_id":"a"}\n' * 3
 
@@ -60,12 +59,12 @@ async def test_names_are_told_and_never_used_as_paths(tmp_path: Path) -> None:
             answer = await client.files.content(made.id)
             assert answer.content == b"x" and "\n" not in answer.response.headers["content-disposition"]
         for path in ["..%2f..%2fetc%2fpasswd", "file-%2e%2e", "file-" + "0" * 23, ".incoming-x", "file-x.json"]:
-            status, _ = await got(gate.server.origin, f"/v1/files/{path}/content")
+            status, *_ = await wire(gate.server.port, "GET", f"/v1/files/{path}/content")
             assert status == 404
-    assert [path.name for path in tmp_path.iterdir()] == ["data"]
-    found = [path for path in tmp_path.rglob("*") if path.name.startswith("file-")]
-    assert len(found) == 2 * len(names)
-    for path in found:
+    found = names_in(tmp_path, "file-*")
+    assert len(found) == 2 * len(names) and all(name.startswith("data/files/") for name in found)
+    assert {name.split("/")[0] for name in names_in(tmp_path)} == {"data"}
+    for path in (tmp_path / name for name in found):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600 and stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
 
@@ -107,20 +106,16 @@ async def test_sizes_have_a_bound_and_leave_nothing_behind(tmp_path: Path) -> No
             await client.files.create(file=("a", b"x" * 100_001), purpose="batch")
         assert caught.value.status_code == 413 and caught.value.code == "file_too_large"
         # Without a length, the bound holds as the pieces come.
-        form = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + b"x" * 3_000_000
-
-        async def pieces() -> Any:
-            for start in range(0, len(form), 100_000):
-                yield form[start : start + 100_000]
-
-        status, body = await sent(gate.server.origin, pieces(), "multipart/form-data; boundary=b")
+        form = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + b"x" * 100_001
+        pieces = [form[start : start + 100_000] for start in range(0, len(form), 100_000)]
+        status, body = await sent(gate.server.port, pieces, FORM, ends=False)
         assert status == 413 and b"file_too_large" in body
         for _ in range(2):
             await client.files.create(file=("a", b"x" * 99_000), purpose="batch")
         with pytest.raises(openai.APIStatusError) as caught:
             await client.files.create(file=("a", b"x" * 99_000), purpose="batch")
         assert caught.value.status_code == 413
-    assert len([path for path in (tmp_path / "files").rglob("*") if path.is_file()]) == 4
+    assert len(names_in(tmp_path / "files")) == 4
 
 
 FORM = "multipart/form-data; boundary=b"
@@ -149,20 +144,16 @@ def part(name: str, value: bytes, more: str = "") -> bytes:
 )
 async def test_what_is_no_form_is_refused(tmp_path: Path, body: bytes, content_type: str, status: int) -> None:
     async with opened(tmp_path) as gate:
-        found, told = await sent(gate.server.origin, body, content_type)
+        found, told = await sent(gate.server.port, body, content_type)
         assert found == status and b'"error"' in told
-    assert [path for path in (tmp_path / "files").rglob("*") if path.is_file()] == []
+    assert names_in(tmp_path / "files") == []
 
 
 async def test_a_file_may_come_in_the_smallest_pieces(tmp_path: Path) -> None:
     body = part("purpose", b"batch") + part("file", b"\r\n--b\r--c\r\n", '; filename="a"') + b"--b--\r\n"
 
-    async def pieces() -> Any:
-        for at in range(len(body)):
-            yield body[at : at + 1]
-
     async with opened(tmp_path) as gate, gate.client() as client:
-        status, _ = await sent(gate.server.origin, pieces(), FORM)
+        status, _ = await sent(gate.server.port, [body[at : at + 1] for at in range(len(body))], FORM)
         assert status == 200
         (made,) = [file async for file in client.files.list()]
         assert (await client.files.content(made.id)).content == b"\r\n--b\r--c\r\n"
@@ -184,23 +175,13 @@ async def test_a_client_that_leaves_during_an_upload_leaves_nothing(tmp_path: Pa
         writer.write(part("purpose", b"batch") + b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"')
         writer.write(b"\r\n\r\n" + b"x" * 100_000)
         await writer.drain()
-        async with asyncio.timeout(5):
-            while not list((tmp_path / "files").rglob(".incoming-*")):
-                await asyncio.sleep(0.005)
-            writer.transport.abort()
-            while list((tmp_path / "files").rglob(".incoming-*")) or gate.gateway.under_way:
-                await asyncio.sleep(0.005)
+        await until(lambda: names_in(tmp_path / "files", ".incoming-*"))
+        writer.transport.abort()
+        await until(lambda: not names_in(tmp_path / "files") and not gate.gateway.under_way)
         assert gate.records[-1].status == 499
 
 
-async def got(origin: str, path: str) -> tuple[int, bytes]:
-    async with httpx2.AsyncClient() as client:
-        answer = await client.get(origin + path, headers={"authorization": f"Bearer {ALICE}"})
-        return answer.status_code, answer.content
-
-
-async def sent(origin: str, body: Any, content_type: str) -> tuple[int, bytes]:
-    headers = {"authorization": f"Bearer {ALICE}", "content-type": content_type}
-    async with httpx2.AsyncClient() as client:
-        answer = await client.post(f"{origin}/v1/files", content=body, headers=headers)
-        return answer.status_code, answer.content
+async def sent(port: int, body: bytes | list[bytes], content_type: str, *, ends: bool = True) -> tuple[int, bytes]:
+    told_type = {"content-type": content_type}
+    status, _, told = await wire(port, "POST", "/v1/files", body, headers=told_type, ends=ends)
+    return status, told

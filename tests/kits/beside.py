@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import openai
@@ -104,8 +105,56 @@ async def opened(
             await gateway.engine.aclose()
 
 
-async def until(true: Any, seconds: float = 10.0) -> None:
+async def until(true: Callable[[], Any], seconds: float = 10.0) -> None:
     """Wait until something is true."""
     async with asyncio.timeout(seconds):
-        while not true():
+        while not true():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
+
+
+def names_in(folder: Path, pattern: str = "*") -> list[str]:
+    """Give the files below a directory."""
+    return [str(path.relative_to(folder)) for path in folder.rglob(pattern) if path.is_file()]
+
+
+async def wire(
+    port: int,
+    method: str,
+    target: str,
+    body: bytes | Iterable[bytes] = b"",
+    *,
+    key: str | None = ALICE,
+    headers: Mapping[str, str] = MappingProxyType({}),
+    ends: bool = True,
+) -> tuple[int, dict[str, str], bytes]:
+    """Ask over a connection of its own, with exactly these bytes; a body in pieces is sent in chunks."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    lines = [f"{method} {target} HTTP/1.1", "host: localhost", "connection: close"]
+    lines += [f"authorization: Bearer {key}"] if key is not None else []
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    lines += [f"content-length: {len(body)}" if isinstance(body, bytes) else "transfer-encoding: chunked"]
+    try:
+        writer.write("\r\n".join([*lines, "", ""]).encode())
+        if isinstance(body, bytes):
+            writer.write(body)
+        else:
+            for piece in body:
+                writer.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+                await writer.drain()
+            writer.write(b"0\r\n\r\n" * ends)
+        async with asyncio.timeout(10):
+            head, _, rest = (await reader.read(-1)).partition(b"\r\n\r\n")
+    finally:
+        writer.transport.abort()
+    first, *others = head.decode("latin-1").split("\r\n")
+    told = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in others)}
+    if told.get("transfer-encoding") == "chunked":
+        rest = b"".join(_unchunked(rest))
+    return int(first.split()[1]), told, rest
+
+
+def _unchunked(data: bytes) -> Iterator[bytes]:
+    while data:
+        size, _, data = data.partition(b"\r\n")
+        yield data[: int(size, 16)]
+        data = data[int(size, 16) + 2 :]

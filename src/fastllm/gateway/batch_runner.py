@@ -125,7 +125,7 @@ class BatchRunner:
         if self._lock >= 0:
             await self._cancel_here(batch.id)
         batch = self.shown(batch)
-        if not batch.ended and not batch.is_cancelling:
+        if not batch.ended and not batch.cancels():
             _set(batch, "cancelling")  # for this answer; who runs it writes it down
         return batch
 
@@ -160,7 +160,7 @@ class BatchRunner:
             if batch.id not in self._live:
                 self._waiting.setdefault(batch.id, batch)
         for batch in [*self._waiting.values(), *(live.batch for live in self._live.values())]:
-            if not batch.is_cancelling and await asyncio.to_thread(self._store.is_to_be_cancelled, batch):
+            if not batch.cancels() and await asyncio.to_thread(self._store.is_to_be_cancelled, batch):
                 await self._cancel_here(batch.id)
         for live in list(self._live.values()):
             live.count()
@@ -196,7 +196,7 @@ class BatchRunner:
         now, wall = asyncio.get_running_loop().time(), time.time()
         ready = [batch for batch in self._waiting.values() if self._resting.get(batch.id, 0.0) <= now]
         for batch in ready:
-            if batch.is_cancelling or batch.expires <= wall:
+            if batch.cancels() or batch.expires <= wall:
                 return batch
         if len(self._live) >= self._most:
             return None
@@ -233,7 +233,7 @@ class BatchRunner:
     async def _carry(self, live: _Live) -> None:
         """Bring a batch from wherever it is to its end, or to where the gateway stops."""
         batch = live.batch
-        if batch.ending is None and not batch.is_cancelling and batch.expires <= time.time():
+        if batch.ending is None and not batch.cancels() and batch.expires <= time.time():
             live.expired = True
         if batch.status == "validating" and not live.expired and not await self._check(batch):
             return
@@ -255,7 +255,7 @@ class BatchRunner:
         tenant = self._tenant(batch)
         source = self._store.folder(batch) / INPUT
         total, flaws = await asyncio.to_thread(check_input, source, batch.endpoint, tenant, self._gate.serves)
-        if batch.is_cancelling:
+        if batch.cancels():
             return True
         if flaws:
             batch.flaws = flaws
@@ -269,8 +269,8 @@ class BatchRunner:
     async def _ask(self, live: _Live) -> Ending | None:
         """Run the job; say how the batch ends, None where only the gateway does."""
         batch, folder = live.batch, self._store.folder(live.batch)
-        if batch.is_cancelling or live.expired or self._closing:
-            return "cancelled" if batch.is_cancelling else "expired" if live.expired else None
+        if batch.cancels() or live.expired or self._closing:
+            return "cancelled" if batch.cancels() else "expired" if live.expired else None
         tenant = self._tenant(batch)
         executes = Charged(self._gate, self._patient, tenant, batch.id)
         with open_reader(folder / INPUT) as reader:
@@ -283,7 +283,7 @@ class BatchRunner:
             timer = asyncio.get_running_loop().call_later(max(0.0, batch.expires - time.time()), _expire, live)
             try:
                 live.journal = await job.open()
-                if batch.is_cancelling or self._closing:
+                if batch.cancels() or self._closing:
                     job.stop()
                 result = await job.run()
             except JobConflictError:
@@ -300,7 +300,7 @@ class BatchRunner:
         if result.stopped is not None:
             batch.flaws = [words_of(result.stopped)]
             return "failed"
-        return "cancelled" if batch.is_cancelling else "expired" if live.expired else None
+        return "cancelled" if batch.cancels() else "expired" if live.expired else None
 
     async def _finish(self, batch: Batch) -> None:
         """Make its files, and end it."""

@@ -68,8 +68,8 @@ class Batch(msgspec.Struct, kw_only=True):
     def ended(self) -> bool:
         return self.status in ENDED
 
-    @property
-    def is_cancelling(self) -> bool:
+    def cancels(self) -> bool:
+        """Tell whether it is to be cancelled."""
         return self.status == "cancelling"
 
     def owner(self) -> Tenant:

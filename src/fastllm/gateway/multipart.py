@@ -121,13 +121,12 @@ async def read_form(exchange: Exchange, receive: Receive, file: BinaryIO, most_b
     calls = {name: getattr(reading, name) for name in dir(reading) if name.startswith("on_")}
     try:
         parser = MultipartParser(boundary, calls)  # type: ignore[arg-type]
-        while True:
-            message = await _next(receive, exchange.options.body_seconds)
-            parser.write(message)
+        more = True
+        while more:
+            data, more = await _next(receive, exchange.options.body_seconds)
+            parser.write(data)
             if reading.gathered >= WRITTEN_AT_ONCE:
                 await asyncio.to_thread(file.write, reading.taken())
-            if not message or reading.whole:
-                break
         parser.finalize()
     except FormParserError:
         raise _bad("the body is no valid multipart form") from None
@@ -140,20 +139,17 @@ async def read_form(exchange: Exchange, receive: Receive, file: BinaryIO, most_b
     return Form(fields=fields, name=_shown(reading.name), size=reading.size)
 
 
-async def _next(receive: Receive, seconds: float) -> bytes:
-    """Give the next bytes of a body; b"" at its end."""
-    while True:
-        try:
-            async with asyncio.timeout(seconds):
-                message = await receive()
-        except TimeoutError:
-            text = f"nothing more of the body came within {seconds:g} s"
-            raise Refusal(408, text, code="body_timeout", close=True) from None
-        if message["type"] == "http.disconnect":
-            raise Refusal(GONE, "the client went away", code="client_closed")
-        body: bytes = message.get("body", b"")
-        if body or not message.get("more_body"):
-            return body
+async def _next(receive: Receive, seconds: float) -> tuple[bytes, bool]:
+    """Give the next bytes of a body, and whether more of them may come."""
+    try:
+        async with asyncio.timeout(seconds):
+            message = await receive()
+    except TimeoutError:
+        text = f"nothing more of the body came within {seconds:g} s"
+        raise Refusal(408, text, code="body_timeout", close=True) from None
+    if message["type"] == "http.disconnect":
+        raise Refusal(GONE, "the client went away", code="client_closed")
+    return message.get("body", b""), bool(message.get("more_body"))
 
 
 def _shown(name: str) -> str:
