@@ -73,6 +73,7 @@ class BatchRunner:
         self._patient = Patient(gate)
         self._store = store
         self._files = files
+        self.grace = GRACE
         self._most = most
         self._find_tenant = find_tenant
         self._waiting: dict[str, Batch] = {}
@@ -128,6 +129,11 @@ class BatchRunner:
         if not batch.ended and not batch.cancels():
             _set(batch, "cancelling")  # for this answer; who runs it writes it down
         return batch
+
+    def done(self, id: str) -> int:
+        """Give how many requests of a batch that runs here are done."""
+        live = self._live.get(id)
+        return live.journal.ok + live.journal.failed if live is not None and live.journal is not None else 0
 
     @property
     def running(self) -> int:
@@ -277,7 +283,7 @@ class BatchRunner:
             job = live.job = Job(
                 *(executes, reader, folder / OUTPUT),
                 durability="full",
-                grace=GRACE,
+                grace=self.grace,
                 retry_failed=False,
             )
             timer = asyncio.get_running_loop().call_later(max(0.0, batch.expires - time.time()), _expire, live)
