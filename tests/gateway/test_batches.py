@@ -237,7 +237,6 @@ async def test_lists_have_pages_the_newest_first(tmp_path: Path) -> None:
 async def test_counts_are_live_and_cancelling_keeps_what_is_done(tmp_path: Path) -> None:
     async with opened(tmp_path) as gate, gate.client() as client:
         gate.mock.when(lambda body: "stuck" in str(body), "hang")
-        gate.batches.runner.grace = 0.05
         batch = await begun(client, [line(n, **({"user": "stuck"} if n % 2 else {})) for n in range(10)])
         async with asyncio.timeout(10):
             while True:
@@ -298,7 +297,6 @@ async def test_one_that_waits_is_cancelled_at_once(tmp_path: Path) -> None:
 async def test_after_its_window_a_batch_has_what_is_done(tmp_path: Path) -> None:
     async with opened(tmp_path, window=0.7) as gate, gate.client() as client:
         gate.mock.when(lambda body: "stuck" in str(body), "hang")
-        gate.batches.runner.grace = 0.05
         batch = await begun(client, [line(n, **({"user": "stuck"} if n == 2 else {})) for n in range(3)])
         found = await ended(client, batch.id)
         assert found.status == "expired" and found.expired_at
@@ -403,7 +401,6 @@ async def test_a_gateway_that_stops_goes_on_at_its_next_start(tmp_path: Path) ->
     lines = [line(n) for n in range(10)]
     async with opened(tmp_path) as gate, gate.client() as client:
         gate.mock.when(lambda body: "hello 9" in str(body), "hang")
-        gate.batches.runner.grace = 0.05
         batch = await begun(client, lines)
         await until(lambda: gate.batches.runner.done(batch.id) == 9)
     async with opened(tmp_path) as gate, gate.client() as client:
@@ -418,7 +415,6 @@ async def test_a_second_process_leaves_batches_to_the_first(tmp_path: Path) -> N
         assert batch.status == "completed"
         assert (first.mock.stats.requests, second.mock.stats.requests) == (1, 0)
         first.mock.when(lambda body: "hello 1" in str(body), "hang")
-        first.batches.runner.grace = 0.05
         stuck = await begun(client, [line(1)])
         await in_status(client, stuck.id, "in_progress")
         await client.batches.cancel(stuck.id)

@@ -56,6 +56,7 @@ class Open:
 
     @property
     def batches(self) -> Batches:
+        assert self.beside.batches is not None
         return self.beside.batches
 
     def client(self, key: str = ALICE, **more: Any) -> openai.AsyncOpenAI:
@@ -85,9 +86,12 @@ async def opened(
             made, given, keys=People(), catalog=Catalog(models), admissions=admissions, listeners=[records.append]
         )
         beside = Beside(gateway, engine_options)
+        batches = beside.batches
+        assert batches is not None
+        batches.runner.grace, batches.runner.poll = 0.05, 0.02
         if window is not None:
-            beside.batches.window = window
-        await beside.start()
+            batches.window = window
+        await beside.__aenter__()
         server = Server(gateway)
         running = asyncio.create_task(server.run())
         found = Open(upstream, gateway, server, beside)
@@ -101,7 +105,7 @@ async def opened(
                 one.transport.abort()
             running.cancel()
             await asyncio.wait([running])
-            await beside.aclose()
+            await beside.__aexit__()
             await gateway.engine.aclose()
 
 

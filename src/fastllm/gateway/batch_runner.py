@@ -74,6 +74,7 @@ class BatchRunner:
         self._store = store
         self._files = files
         self.grace = GRACE
+        self.poll = POLL
         self._most = most
         self._find_tenant = find_tenant
         self._waiting: dict[str, Batch] = {}
@@ -147,7 +148,7 @@ class BatchRunner:
             while (batch := self._next()) is not None:
                 self._begin(batch)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(POLL):
+                async with asyncio.timeout(self.poll):
                     await self._news.wait()
                     continue
             try:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 from ..build import EngineOptions, provider_endpoint
 from ..engine.endpoint import Endpoint
@@ -22,6 +23,8 @@ from .file_store import FileStore, private_folder
 from .files import Files
 from .passthrough import Passthrough
 
+logger = logging.getLogger("fastllm.gateway")
+
 SWEEP = 3600.0  # seconds between looks for files that have expired
 _TAKEN = frozenset(("batches", "dashboard", "files", "health", "metrics", "models", "v1"))
 
@@ -34,13 +37,32 @@ class KnowsTenants(Protocol):
 
 
 class Beside:
-    """Mounts all of it on a gateway. `start` it before requests come, and close it before the engine."""
+    """Mounts all of it on a gateway; a context manager, open while the gateway serves and closed before its engine.
+
+    Where nobody said where files are to lie, and the usual place cannot be had, there are none, and no batches."""
 
     def __init__(self, gateway: Gateway, engine: EngineOptions, environ: Mapping[str, str] = os.environ) -> None:
-        options = gateway.options
-        root = private_folder(data_directory(options, environ))
         self._gateway = gateway
         self._engine = engine
+        self._sweeping: asyncio.Task[None] | None = None
+        self.files: FileStore | None = None
+        self.batches: Batches | None = None
+        options = gateway.options
+        root = data_directory(options, environ)
+        try:
+            if root is not None:
+                self._mount(options, private_folder(root))
+        except ConfigError as error:
+            if options.data_dir is not None:
+                raise
+            logger.warning("no files and no batches: %s", error)
+        for name in passed_through(options, engine, environ):
+            gateway.mounts[f"/{name}"] = Passthrough(
+                name, lambda: gateway.engine, partial(self._endpoint, name), self._admissions
+            )
+
+    def _mount(self, options: GatewayOptions, root: Path) -> None:
+        gateway = self._gateway
         self.files = FileStore(root / "files")
         self.batches = Batches(
             gateway, BatchStore(root / "batches"), self.files, most=options.batches, find_tenant=self._tenant
@@ -49,28 +71,21 @@ class Beside:
         for prefix in ("", "/v1"):
             gateway.mounts[f"{prefix}/files"] = files
             gateway.mounts[f"{prefix}/batches"] = self.batches
-        for name in passed_through(options, engine, environ):
-            gateway.mounts[f"/{name}"] = Passthrough(
-                name, lambda: gateway.engine, partial(self._endpoint, name), self._admissions
-            )
-        self._sweeping: asyncio.Task[None] | None = None
 
-    async def start(self) -> None:
+    async def __aenter__(self) -> Self:
         """Go on with unfinished batches."""
-        await self.batches.start()
-        self._sweeping = asyncio.create_task(self._sweep(), name="fastllm-sweep")
+        if self.batches is not None and self.files is not None:
+            await self.batches.start()
+            self._sweeping = asyncio.create_task(_sweep(self.files), name="fastllm-sweep")
+        return self
 
-    async def aclose(self) -> None:
+    async def __aexit__(self, *error: object) -> None:
         """Stop batches where they are."""
         if self._sweeping is not None:
             self._sweeping.cancel()
             await asyncio.wait([self._sweeping])
-        await self.batches.aclose()
-
-    async def _sweep(self) -> None:
-        while True:
-            await asyncio.to_thread(self.files.sweep)
-            await asyncio.sleep(SWEEP)
+        if self.batches is not None:
+            await self.batches.aclose()
 
     def _tenant(self, owner: Tenant) -> Tenant | None:
         keys = self._gateway.keys
@@ -86,15 +101,28 @@ class Beside:
         return f"<Beside {self.batches!r}>"
 
 
-def data_directory(options: GatewayOptions, environ: Mapping[str, str]) -> Path:
-    """Give where files and batches lie: `data_dir`, or the user's place for the data of programs."""
+async def _sweep(files: FileStore) -> None:
+    """Remove what has expired, again and again."""
+    while True:
+        try:
+            await asyncio.to_thread(files.sweep)
+        except OSError as error:
+            logger.warning("files that have expired cannot be looked for: %s", error.strerror or error)
+        await asyncio.sleep(SWEEP)
+
+
+def data_directory(options: GatewayOptions, environ: Mapping[str, str]) -> Path | None:
+    """Give where files and batches lie: `data_dir`, or a place of this address in the user's place for the data of
+    programs. Two gateways must not run each other's batches, so one on any free port has none unless it is given."""
     if options.data_dir is not None:
         if not options.data_dir or "\0" in options.data_dir:
             raise ConfigError(f"gateway.data_dir must be a directory, not {options.data_dir!r}")
         return Path(options.data_dir).expanduser()
+    if not options.port:
+        return None
     given = environ.get("XDG_DATA_HOME") or ""
     base = Path(given) if Path(given).is_absolute() else Path.home() / ".local" / "share"
-    return base / "fastllm" / "gateway"
+    return base / "fastllm" / "gateway" / f"{options.host.replace(':', '_')}-{options.port}"
 
 
 def passed_through(options: GatewayOptions, engine: EngineOptions, environ: Mapping[str, str]) -> list[str]:
