@@ -82,6 +82,7 @@ class BatchRunner:
         self._resting: dict[str, float] = {}  # batch -> when, in the loop's time, it is tried again
         self._known: dict[str, Tenant] = {}
         self._news = asyncio.Event()
+        self._writing = asyncio.Lock()
         self._turns: asyncio.Task[None] | None = None
         self._closing = False
         self._lock = -1
@@ -106,11 +107,9 @@ class BatchRunner:
             os.close(self._lock)
             self._lock = -1
 
-    def add(self, batch: Batch, tenant: Tenant) -> None:
-        """Take in a new batch of this tenant."""
+    def add(self, tenant: Tenant) -> None:
+        """Have a look: there is a new batch of this tenant. What lies on the disk alone says which."""
         self._known[tenant.id] = tenant
-        if self._lock >= 0:
-            self._waiting[batch.id] = batch
         self._news.set()
 
     def shown(self, batch: Batch) -> Batch:
@@ -126,6 +125,7 @@ class BatchRunner:
         await asyncio.to_thread(self._store.ask_to_cancel, batch)
         if self._lock >= 0:
             await self._cancel_here(batch.id)
+        self._news.set()
         batch = self.shown(batch)
         if not batch.ended and not batch.cancels():
             _set(batch, "cancelling")  # for this answer; who runs it writes it down
@@ -144,17 +144,16 @@ class BatchRunner:
 
     async def _take_turns(self) -> None:
         while True:
-            self._news.clear()
             while (batch := self._next()) is not None:
                 self._begin(batch)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.poll):
                     await self._news.wait()
-                    continue
+            self._news.clear()
             try:
                 await self._look()
-            except OSError as error:
-                logger.error("batches cannot be looked at: %s", error.strerror or error)
+            except Exception as error:  # such as a disk that fails for a while
+                logger.error("batches cannot be looked at: %s", type(error).__name__)
 
     async def _look(self) -> None:
         """See what other processes left word of, and write down how far ours are."""
@@ -172,9 +171,9 @@ class BatchRunner:
         for live in list(self._live.values()):
             live.count()
             counts = live.batch.completed, live.batch.failed
-            if counts != live.saved and not live.batch.ended:
+            if counts != live.saved:
                 live.saved = counts
-                await self._save(live.batch)
+                await self._save(live.batch, unless_ended=True)
 
     def _try_lock(self) -> None:
         fd = os.open(self._store.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -346,7 +345,8 @@ class BatchRunner:
     async def _end(self, batch: Batch, ending: Ending) -> None:
         batch.ending = ending
         _set(batch, ending)
-        await asyncio.to_thread(self._store.close, batch)
+        async with self._writing:
+            await asyncio.to_thread(self._store.close, batch)
 
     def _tenant(self, batch: Batch) -> Tenant:
         """Give whose it is: with the limits of the key as it is now, and nothing to ask for where it is gone."""
@@ -354,8 +354,10 @@ class BatchRunner:
         found = owner if owner.is_master else self._find_tenant(owner)
         return found if found is not None else msgspec.structs.replace(owner, models=())
 
-    async def _save(self, batch: Batch) -> None:
-        await asyncio.to_thread(self._store.save, batch)
+    async def _save(self, batch: Batch, *, unless_ended: bool = False) -> None:
+        async with self._writing:  # whoever writes last writes how it is then
+            if not (unless_ended and batch.ended):
+                await asyncio.to_thread(self._store.save, batch)
 
     def __repr__(self) -> str:
         state = "runs" if self._lock >= 0 else "leaves to another process"

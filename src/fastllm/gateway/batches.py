@@ -81,7 +81,7 @@ class Batches:
             raise Refusal(400, "the request body is not a valid JSON object") from None
         batch = self._batch(asked, tenant)
         await asyncio.to_thread(self._take_in, batch)
-        self.runner.add(batch, tenant)
+        self.runner.add(tenant)
         await exchange.answer(200, _encode(batch.shown()))
 
     def _batch(self, asked: _Asked, tenant: Tenant) -> Batch:
