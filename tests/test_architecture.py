@@ -44,6 +44,7 @@ ONE_PLACE = {
     "jsonschema_rs": ("schema/jsonschema.py",),
     "pydantic": (),
     "starlette": ("gateway/",),
+    "python_multipart": ("gateway/multipart.py",),
     "uvicorn": ("gateway/server.py",),
     "pyarrow": ("formats/parquet.py",),
     "fsspec": ("formats/remote.py",),

@@ -270,6 +270,16 @@ def reloaded(base: Engine, options: EngineOptions) -> Engine:
     return base.with_options(router=router, retry=options.retry, timeout=options.timeout)
 
 
+def provider_endpoint(name: str, base: Engine, options: EngineOptions) -> Endpoint:
+    """Give the endpoint of a vendor itself and of no model: its address and key are those of the environment. Raises
+    ConfigError."""
+    vendor = VENDORS.get(name)
+    if vendor is None or name == LOCAL:
+        raise UnknownProviderError(f"no provider {name!r}; known are {', '.join(sorted(VENDORS))}")
+    plain = msgspec.structs.replace(options, base_url=None, api_key=None)
+    return _Resolver(plain, base.clock)._vendor(vendor, "")
+
+
 def make_cache(option: CacheOption) -> Cache | None:
     """Turn what users write (a name, a policy, a Cache, a Store, None) into a Cache."""
     if option is None or isinstance(option, Cache):

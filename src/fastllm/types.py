@@ -88,12 +88,13 @@ def _without_secrets(url: str) -> str:
 
 
 class HTTPRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One HTTP exchange to make: an absolute URL and the whole body."""
+    """One HTTP exchange to make: an absolute URL and the whole body. `redirects` says whether some may be followed."""
 
     url: str
     body: bytes = b""
     headers: Headers = NO_HEADERS
     method: str = "POST"
+    redirects: bool = True
 
     def __repr__(self) -> str:
         return f"<HTTPRequest {self.method} {_without_secrets(self.url)} {len(self.body)} B>"

@@ -13,6 +13,7 @@ from .. import build, loop
 from ..errors import ConfigError
 from ..gateway.access import AccessLog
 from ..gateway.app import Gateway
+from ..gateway.beside import Beside
 from ..gateway.server import Server, own_process
 from ..gateway.setup import Setup, check, open_gateway, read, reload
 from .options import check_model, setting_options, settings_of
@@ -93,7 +94,8 @@ async def _serve(setup: Setup, flags: dict[str, Any]) -> None:
             gateway = open_gateway(setup, engine, listeners)
             server = Server(gateway)
             server.on_signals(lambda: _reload(gateway, flags))
-            await server.run(lambda origin: say(f"listening on {origin}"))
+            async with Beside(gateway, setup.engine):
+                await server.run(lambda origin: say(f"listening on {origin}"))
         finally:
             await engine.aclose()
 

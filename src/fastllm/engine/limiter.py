@@ -184,6 +184,11 @@ class Limiter:
     def waiting(self) -> int:
         return len(self._queues[0]) + len(self._queues[1])
 
+    @property
+    def interactive(self) -> int:
+        """How many wait that are no batch's: only they stand before another one of theirs."""
+        return len(self._queues[0])
+
     async def acquire(
         self,
         need: Estimate,

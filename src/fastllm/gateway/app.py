@@ -162,7 +162,7 @@ class Gateway:
             if exchange.path == prefix or exchange.path.startswith(prefix.rstrip("/") + "/"):
                 tenant = await self._tenant(exchange)
                 record.tenant, record.route = tenant.id, prefix
-                exchange.scope["fastllm.tenant"] = tenant
+                exchange.scope.update({"fastllm.tenant": tenant, "fastllm.exchange": exchange})
                 await exchange.hand_over(app)
                 return
         await self._tenant(exchange)

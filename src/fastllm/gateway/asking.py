@@ -183,3 +183,14 @@ def _headers(pairs: dict[str, str]) -> Headers:
 
 def _short(text: str) -> str:
     return text if len(text) <= 100 else text[:100] + "…"
+
+
+def check_fields(body: bytes, model: str, tenant: Tenant) -> None:
+    """Refuse the body of a request that comes in a file, as one of a client of its own would be."""
+    fields = _forbidden.decode(body)
+    if fields != _NOTHING:
+        _refuse(fields)
+    if tenant.models is not None:
+        _check_one_model(body)
+        if not tenant.may_ask(model):
+            raise Refusal(403, f"this key may not ask for {_short(model)!r}", code="model_not_allowed", param="model")

@@ -30,7 +30,11 @@ _WHOLE: dict[str, tuple[int, str]] = {  # field -> the least that it may be, and
     "body_bytes": (1024, "bytes"),
     "header_bytes": (1024, "bytes"),
     "queue_size": (0, "requests"),
+    "file_bytes": (1024, "bytes"),
+    "tenant_bytes": (1024, "bytes"),
+    "batches": (1, "batches"),
 }
+_LISTS = ("models", "passthrough")
 _SECONDS = ("header_seconds", "idle_seconds", "body_seconds", "write_seconds", "keep_alive", "queue", "drain")
 
 
@@ -44,6 +48,10 @@ class GatewayOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     wait for one endpoint; `drain` is the time that requests under way are given when the gateway stops, after `lead`
     seconds in which only /health/ready says so. `namespace` keeps the cache apart from that of other programs.
     `access_log` is a file for one line of JSON for each request, or `-` for standard error.
+
+    Uploaded files and batches lie in `data_dir`: files of at most `file_bytes` each and `tenant_bytes` for all of one
+    key, `batches` of them at work at once. `passthrough` are providers whose whole API is open under /NAME, with the
+    server's key, `*` being all whose key is set.
     """
 
     host: str = "127.0.0.1"
@@ -64,6 +72,11 @@ class GatewayOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     lead: float = 0.0
     drain: float = 30.0
     access_log: str | None = None
+    data_dir: str | None = None
+    file_bytes: int = 512 * 1024 * 1024
+    tenant_bytes: int = 16 * 1024 * 1024 * 1024
+    batches: int = 4
+    passthrough: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for field, (least, unit) in _WHOLE.items():
@@ -141,7 +154,7 @@ def resolve(settings: Settings, flags: Mapping[str, Any], environ: Mapping[str, 
             given[name], origins[name] = flags[name], "--" + name.replace("_", "-")
         elif environ.get(variable):
             text = environ[variable]
-            given[name] = [part.strip() for part in text.split(",")] if name == "models" else text
+            given[name] = [part.strip() for part in text.split(",")] if name in _LISTS else text
             origins[name] = variable
         elif name in table:
             given[name], origins[name] = table[name], settings.place

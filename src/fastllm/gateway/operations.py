@@ -122,9 +122,9 @@ def _shed(options: GatewayOptions, engine: Engine, endpoint: Endpoint, request: 
     if not engine.stats.waiting:
         return
     limiter = engine.router.shortest_queue(request.model)
-    if limiter is not None and limiter.waiting >= options.queue_size:
+    if limiter is not None and limiter.interactive >= options.queue_size:
         after = min(limiter.outlook(endpoint.estimator.estimate(request)), LONGEST_QUEUE)
-        text = f"{limiter.waiting} requests wait for this model already: come back later"
+        text = f"{limiter.interactive} requests wait for this model already: come back later"
         raise Refusal(429, text, code="queue_full", retry_after=after)
 
 

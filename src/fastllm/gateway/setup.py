@@ -23,7 +23,21 @@ from .record import Listener
 
 logger = logging.getLogger("fastllm.gateway")
 
-_FIXED = ("host", "port", "header_bytes", "header_seconds", "idle_seconds", "drain", "access_log", "master_key_env")
+_FIXED = (
+    "host",
+    "port",
+    "header_bytes",
+    "header_seconds",
+    "idle_seconds",
+    "drain",
+    "access_log",
+    "master_key_env",
+    "data_dir",
+    "file_bytes",
+    "tenant_bytes",
+    "batches",
+    "passthrough",
+)
 
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True):

@@ -140,7 +140,7 @@ class HTTPTransport(Transport):
         proxy = route.pool.origin.proxy
         if status == 407 and proxy is not None:
             raise proxy_refused(proxy, status)
-        if status not in _FOLLOWED:
+        if status not in _FOLLOWED or not request.redirects:
             return None
         location = next((value.decode("latin-1") for name, value in headers if name == b"location"), None)
         if location is None:
