@@ -21,6 +21,7 @@ from typing import Any
 
 from ..errors import ConfigError, OverloadedError
 
+Connection = sqlite3.Connection
 NAME = "gateway.sqlite3"
 APPLICATION_ID = 0x464C4757  # "FLGW"
 SCHEMA = 1
@@ -90,19 +91,24 @@ class Database:
     def __init__(self, path: str | Path | None = None) -> None:
         self.path = _checked_path(path)
         self._lock = threading.Lock()
+        self._patience = PATIENCE
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-            self._db: sqlite3.Connection | None = _opened(self.path)
+            self._db: Connection | None = _opened(self.path)
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(f"cannot use the gateway's file {self.path}: {error}; --db names another") from None
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Write under the lock, in one transaction: all of it, or nothing where the block raises."""
+    def transaction(self, patience: float = PATIENCE) -> Iterator[Connection]:
+        """Write under the lock, in one transaction: all of it, or nothing where the block raises. `patience` are the
+        seconds to wait for another process that writes."""
         with self._lock, self._told():
             db = self._open()
+            if patience != self._patience:
+                db.execute(f"PRAGMA busy_timeout = {round(patience * 1000)}").fetchall()
+                self._patience = patience
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
@@ -135,7 +141,7 @@ class Database:
                 with contextlib.suppress(sqlite3.Error):
                     db.close()
 
-    def _open(self) -> sqlite3.Connection:
+    def _open(self) -> Connection:
         if self._db is None:
             raise OverloadedError(f"the gateway's file {self.path} is closed", status_code=503, sent=False)
         return self._db
@@ -158,7 +164,7 @@ class Watch:
 
     def __init__(self, path: Path) -> None:
         self._lock = threading.Lock()
-        self._db: sqlite3.Connection | None = _connect(path, READ_PATIENCE)
+        self._db: Connection | None = _connect(path, READ_PATIENCE)
         self._db.execute("PRAGMA query_only = 1")
         self._version = -1
 
@@ -200,13 +206,13 @@ def _checked_path(path: str | Path | None) -> Path:
     return found.absolute()
 
 
-def _connect(path: Path, patience: float) -> sqlite3.Connection:
+def _connect(path: Path, patience: float) -> Connection:
     # Autocommit, with transactions of our own. Any thread: locks see to order.
     uri = f"{path.as_uri()}?mode=rw"
     return sqlite3.connect(uri, uri=True, timeout=patience, check_same_thread=False, isolation_level=None)
 
 
-def _opened(path: Path) -> sqlite3.Connection:
+def _opened(path: Path) -> Connection:
     """Open the file, made if need be; sqlite3.DatabaseError if it is not ours."""
     end = time.monotonic() + PATIENCE
     while True:
@@ -218,7 +224,7 @@ def _opened(path: Path) -> sqlite3.Connection:
             time.sleep(0.01)
 
 
-def _prepared(path: Path) -> sqlite3.Connection:
+def _prepared(path: Path) -> Connection:
     db = _connect(path, PATIENCE)
     try:
         db.execute("BEGIN")  # all three at one moment: another process may be making them
