@@ -230,7 +230,7 @@ class Places:
         self.process = process
         self.taken = self.leased = 0
         self.renew_at = math.inf
-        self._planned = 0
+        self._planned = (0, math.inf)
 
     @property
     def dirty(self) -> bool:
@@ -248,8 +248,7 @@ class Places:
                 wanted += min(int(PART * (limit - others - wanted)), AHEAD)
         if wanted != self.leased or now >= self.renew_at:
             db.execute(_PLACE, (self.key, self.process, wanted, now + LEASE))
-            self.renew_at = now + LEASE / 4 if wanted else math.inf
-        self._planned = wanted
+            self._planned = (wanted, now + LEASE / 4 if wanted else math.inf)
 
     def done(self) -> None:
-        self.leased = self._planned
+        self.leased, self.renew_at = self._planned

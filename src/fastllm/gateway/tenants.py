@@ -89,6 +89,7 @@ class _State:
             self.month = self._period(self.month, key.id, month)
 
     def _period(self, before: Account | None, key: str, period: str) -> Account:
+        self.refusal = None
         if before is not None and not before.over:
             self.old.append(before)
         back = next((account for account in self.old if account.period == period), None)  # the clock was set back
