@@ -31,7 +31,7 @@ PREFIX = "FASTLLM_"
 TABLES = ("routes", "vendors")
 _SETTING_OF = {"cache.directory": "cache_dir"}  # where an option's field is not called as the setting
 _FLAGS = ("CONFIG", "DRY_RUN", "FORCE", "OUTPUT", "OVERWRITE", "RETRY_FAILED")  # variables that are no settings
-_PATHS = frozenset({"cache_dir", "prices", "schema", "summary_json"})
+_PATHS = frozenset({"cache_dir", "db", "prices", "schema", "summary_json"})
 
 
 class Setting(msgspec.Struct, frozen=True):
@@ -98,6 +98,7 @@ SETTINGS: dict[str, Setting] = {
         Setting("cache", str, "Keep answers and use them again.", "off", ("off", "memory", "disk")),
         Setting("cache_dir", str, "Directory of the disk cache. [default: the user's cache directory]"),
         Setting("ttl", float, "Seconds that a cached answer is good for. [default: until evicted]"),
+        Setting("db", str, "File of the gateway's keys, budgets and usage. [default: in the user's state directory]"),
         Setting("prompt", str, "Template of the prompt, with {column} for the columns of a row."),
         Setting("system", str, "System message for every row; may hold {column}, too."),
         Setting("temperature", float, "Sampling temperature, for rows that do not set it.", least=0),

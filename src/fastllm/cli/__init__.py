@@ -17,6 +17,8 @@ COMMANDS = {
     "jobs": "List, show, resume, export or remove the jobs under a directory.",
     "chat": "Ask one question and stream the answer.",
     "mock": "Serve a model that needs no model, with real rate limits, for tests.",
+    "keys": "Create, list, rotate and revoke the gateway's keys.",
+    "usage": "Show what was used and spent, by day, key, model or endpoint.",
     "cache": "Look at or clear the disk cache.",
     "providers": "List who can be asked, and whose keys are set.",
     "prices": "List what models cost, and as of when.",
