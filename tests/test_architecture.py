@@ -36,7 +36,7 @@ ONE_PLACE = {
     "uvloop": ("loop.py",),
     "rich": ("progress/rich.py", "cli/"),
     "click": ("cli/",),
-    "sqlite3": ("cache/disk.py", "leases/sqlite.py"),
+    "sqlite3": ("cache/disk.py", "leases/sqlite.py", "gateway/database.py"),
     "tqdm": ("progress/notebook.py",),
     "xllamacpp": ("local/llamacpp.py",),
     "cryptography": ("testing/tls.py",),

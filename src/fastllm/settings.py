@@ -40,7 +40,7 @@ _FLAGS = (
     "RETRY_FAILED",
 )  # variables that are no settings
 _APPS = ("GATEWAY_",)  # what these begin with belongs to an app, which checks it
-_PATHS = frozenset({"cache_dir", "prices", "schema", "summary_json"})
+_PATHS = frozenset({"cache_dir", "db", "prices", "schema", "summary_json"})
 
 
 class Setting(msgspec.Struct, frozen=True):
@@ -108,6 +108,7 @@ SETTINGS: dict[str, Setting] = {
         Setting("cache", str, "Keep answers and use them again.", "off", ("off", "memory", "disk")),
         Setting("cache_dir", str, "Directory of the disk cache. [default: the user's cache directory]"),
         Setting("ttl", float, "Seconds that a cached answer is good for. [default: until evicted]"),
+        Setting("db", str, "File of the gateway's keys, budgets and usage. [default: in the user's state directory]"),
         Setting("prompt", str, "Template of the prompt, with {column} for the columns of a row."),
         Setting("system", str, "System message for every row; may hold {column}, too."),
         Setting("temperature", float, "Sampling temperature, for rows that do not set it.", least=0),

@@ -18,6 +18,8 @@ COMMANDS = {
     "chat": "Ask one question and stream the answer.",
     "serve": "Serve OpenAI's and Anthropic's API in front of any provider: the gateway.",
     "mock": "Serve a model that needs no model, with real rate limits, for tests.",
+    "keys": "Create, list, rotate and revoke the gateway's keys.",
+    "usage": "Show what was used and spent, by day, key, model or endpoint.",
     "cache": "Look at or clear the disk cache.",
     "providers": "List who can be asked, and whose keys are set.",
     "prices": "List what models cost, and as of when.",

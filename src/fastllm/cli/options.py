@@ -24,6 +24,7 @@ _METAVAR_OF = {
     "timeout": "S",
     "ttl": "S",
     "cache_dir": "DIR",
+    "db": "FILE",
     "prompt": "TEMPLATE",
     "schema": "FILE",
     "summary_json": "FILE",
