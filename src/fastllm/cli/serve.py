@@ -14,8 +14,10 @@ from ..errors import ConfigError
 from ..gateway.access import AccessLog
 from ..gateway.app import Gateway
 from ..gateway.beside import Beside
+from ..gateway.record import Listener
 from ..gateway.server import Server, own_process
 from ..gateway.setup import Setup, check, open_gateway, read, reload
+from ..gateway.tenancy import Tenancy
 from .options import check_model, setting_options, settings_of
 from .say import Saying, say
 
@@ -47,6 +49,7 @@ from .say import Saying, say
     "unknown_price",
     "unsupported_params",
     "embeddings_per_request",
+    "db",
     model="Model of requests that name none; it is served and listed.",
     max_retries="Further attempts after the first. [default: 2]",
     budget="Most to spend, in US dollars, until the gateway stops. [default: no limit]",
@@ -55,7 +58,15 @@ def command(only_check: bool, **flags: Any) -> int:
     """Serve OpenAI's and Anthropic's API in front of any provider, until Ctrl-C or SIGTERM; SIGHUP reads fastllm.toml
     again. The master key is taken from FASTLLM_MASTER_KEY; without one only this machine is served."""
     check_model(settings_of(flags))
-    setup = read(flags, os.environ)
+    tenancy = Tenancy(settings_of(flags)["db"])
+    try:
+        return _command(tenancy, flags, only_check=only_check)
+    finally:
+        tenancy.close()
+
+
+def _command(tenancy: Tenancy, flags: dict[str, Any], *, only_check: bool) -> int:
+    setup = tenancy.join(read(flags, os.environ))
     lines = loop.run(check(setup))
     if only_check:
         _show(setup, lines)
@@ -65,7 +76,7 @@ def command(only_check: bool, **flags: Any) -> int:
     logger.addHandler(saying)
     try:
         with own_process():
-            loop.run(_serve(setup, flags))
+            loop.run(_serve(setup, tenancy, flags))
     except KeyboardInterrupt:
         return 130
     finally:
@@ -82,28 +93,28 @@ def _show(setup: Setup, lines: list[str]) -> None:
     click.echo(f"models: {', '.join(setup.catalog.names) or 'none'}")
 
 
-async def _serve(setup: Setup, flags: dict[str, Any]) -> None:
+async def _serve(setup: Setup, tenancy: Tenancy, flags: dict[str, Any]) -> None:
     with ExitStack() as stack:
-        listeners = []
+        listeners: list[Listener] = [tenancy.add]
         if setup.options.access_log is not None:
             log = AccessLog(setup.options.access_log)
             stack.callback(log.close)
             listeners.append(log)
         engine = build.engine(setup.engine)
         try:
-            gateway = open_gateway(setup, engine, listeners)
+            gateway = open_gateway(setup, engine, listeners, tenancy)
             server = Server(gateway)
-            server.on_signals(lambda: _reload(gateway, flags))
+            server.on_signals(lambda: _reload(gateway, tenancy, flags))
             async with Beside(gateway, setup.engine):
                 await server.run(lambda origin: say(f"listening on {origin}"))
         finally:
             await engine.aclose()
 
 
-def _reload(gateway: Gateway, flags: dict[str, Any]) -> None:
+def _reload(gateway: Gateway, tenancy: Tenancy, flags: dict[str, Any]) -> None:
     """Read the settings again; where they are wrong, everything stays as it is."""
     try:
-        left = reload(gateway, read(flags, os.environ))
+        left = reload(gateway, tenancy.join(read(flags, os.environ)))
     except ConfigError as error:
         say(f"fastllm: error: not reloaded: {error}")
         return

@@ -68,6 +68,7 @@ class Store(Protocol):
     """A store of virtual keys, as `gateway.keys.KeyStore` is one."""
 
     def find(self, secret: str) -> Any: ...
+    def list(self) -> Sequence[Any]: ...
 
 
 class MasterKey:
@@ -76,6 +77,10 @@ class MasterKey:
     def __init__(self, key: str, namespace: str = "") -> None:
         self._digest = _digest(key)
         self._tenant = Tenant(id=MASTER, is_master=True, namespace=namespace)
+
+    @property
+    def tenant(self) -> Tenant:
+        return self._tenant
 
     def check(self, token: str) -> Tenant | None:
         return self._tenant if hmac.compare_digest(_digest(token), self._digest) else None
@@ -97,8 +102,15 @@ class StoredKeys:
         if found is not None:
             return found
         key = self._store.find(token)
-        if key is None:
-            return None
+        return None if key is None else self._of(key)
+
+    def tenant(self, id: str) -> Tenant | None:
+        """Give who has this id: for work that goes on after the request that began it. None where it is no more."""
+        if id == MASTER:
+            return self._master.tenant if self._master is not None else None
+        return next((self._of(key) for key in self._store.list() if key.id == id and key.revoked is None), None)
+
+    def _of(self, key: Any) -> Tenant:
         return Tenant(id=key.id, models=key.models, key=key, namespace=f"{self._namespace}/{key.id}")
 
     def __repr__(self) -> str:

@@ -16,7 +16,7 @@ from ..errors import ConfigError
 from ..providers.vendors import LOCAL
 from ..settings import Settings, load_settings
 from .app import Gateway
-from .auth import Keys, MasterKey
+from .auth import Admissions, Keys, MasterKey
 from .catalog import Catalog, catalog_of
 from .config import GatewayOptions, resolve, retry_of, timeout_of
 from .record import Listener
@@ -81,10 +81,14 @@ def read(flags: Mapping[str, Any], environ: Mapping[str, str], directory: Path |
     )
 
 
-def open_gateway(setup: Setup, engine: Engine, listeners: Sequence[Listener] = ()) -> Gateway:
+def open_gateway(
+    setup: Setup, engine: Engine, listeners: Sequence[Listener] = (), admissions: Admissions | None = None
+) -> Gateway:
     """Give the gateway of a setup. ConfigError where it would be open to everybody on the network."""
     setup.options.check_door(has_keys=setup.keys is not None)
-    return Gateway(engine, setup.options, catalog=setup.catalog, keys=setup.keys, listeners=listeners)
+    return Gateway(
+        engine, setup.options, catalog=setup.catalog, keys=setup.keys, admissions=admissions, listeners=listeners
+    )
 
 
 def reload(gateway: Gateway, setup: Setup) -> list[str]:
