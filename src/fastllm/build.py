@@ -15,7 +15,7 @@ from functools import partial
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -40,6 +40,9 @@ from .providers.vendors import LOCAL, VENDORS, Vendor, split_model
 from .transport.base import Transport
 from .transport.descriptors import connection_limit
 from .types import Headers, Target, _without_secrets
+
+if TYPE_CHECKING:
+    from .settings import Settings
 
 # Name -> "module:Class". Third parties add theirs through the entry points `fastllm.providers` and `fastllm.stores`.
 DIALECTS = {
@@ -98,6 +101,25 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
         key = "***" if self.api_key else None
         base_url = _without_secrets(self.base_url) if self.base_url else None
         return f"EngineOptions(base_url={base_url!r}, api_key={key!r}, limits={self.limits!r}, cache={self.cache!r})"
+
+
+def options_of(settings: Settings, environ: Mapping[str, str]) -> EngineOptions:
+    """Give what the settings say of an engine. ConfigError names the setting."""
+    return EngineOptions(
+        base_url=settings["base_url"],
+        api_key=settings.api_key(environ),
+        limits=settings.limits(),
+        timeout=settings.timeout(),
+        retry=settings.retry(),
+        cache=settings.cache(),
+        budget=settings["budget"],
+        prices=settings["prices"],
+        unknown_price=settings["unknown_price"],
+        unsupported_params=settings["unsupported_params"],
+        routes=settings.routes,
+        embeddings_per_request=settings["embeddings_per_request"],
+        leases=settings["leases"],
+    )
 
 
 def checked(options: EngineOptions) -> EngineOptions:
@@ -255,18 +277,19 @@ def variant(base: Engine, options: EngineOptions, *, same_endpoints: bool) -> En
     """Give an engine with other options that shares the base's connections, cache, counters and budget."""
     if same_endpoints:
         return base.with_options(retry=options.retry, timeout=options.timeout)
-    # Only one that started a model has something to close: variants may come and go by the thousand.
-    resolver = _Resolver(options, base.clock, started=base.on_close, budget=base.budget, sharing=base.sharing)
-    return base.with_options(
-        router=Router(resolver.resolve, options.routes, resolver.find), retry=options.retry, timeout=options.timeout
-    )
+    return _with_endpoints(base, options)
 
 
 def reloaded(base: Engine, options: EngineOptions) -> Engine:
     """Give an engine with other options that goes on with the base's connections, cache, counters and budget, and with
     all endpoints that stay as they were: with what was learnt of them, and what was used of their limits."""
-    resolver = _Resolver(options, base.clock, started=base.on_close, budget=base.budget)
-    router = Router(resolver.resolve, options.routes, resolver.find, base.router)
+    return _with_endpoints(base, options, base.router)
+
+
+def _with_endpoints(base: Engine, options: EngineOptions, before: Router | None = None) -> Engine:
+    # Only one that started a model has something to close: variants may come and go by the thousand.
+    resolver = _Resolver(options, base.clock, started=base.on_close, budget=base.budget, sharing=base.sharing)
+    router = Router(resolver.resolve, options.routes, resolver.find, before)
     return base.with_options(router=router, retry=options.retry, timeout=options.timeout)
 
 

@@ -15,6 +15,26 @@ from ..errors import ConfigError, MissingKeyError
 from ..settings import SETTINGS, Setting, Settings, load_settings, unknown_variables
 from .say import say
 
+# What an engine is made from, as flags: how requests are sent, and what is done about money and parameters.
+SENDING = (
+    "base_url",
+    "api_key_env",
+    "concurrency",
+    "rpm",
+    "tpm",
+    "itpm",
+    "otpm",
+    "rpd",
+    "tpd",
+    "max_retries",
+    "hedge",
+    "timeout",
+    "cache",
+    "cache_dir",
+    "ttl",
+)
+PAYING = ("budget", "prices", "unknown_price", "unsupported_params", "embeddings_per_request")
+
 F = TypeVar("F", bound=Callable[..., Any])
 _METAVARS = {int: "N", float: "N", str: "TEXT"}
 _METAVAR_OF = {

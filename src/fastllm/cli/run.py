@@ -33,7 +33,7 @@ from ..providers.vendors import LOCAL
 from ..settings import Settings
 from . import dry_run as dry
 from .again import Again, command_to_keep
-from .options import check_model, local_hint, setting_options, settings_of
+from .options import PAYING, SENDING, check_model, local_hint, setting_options, settings_of
 from .say import Saying, say
 
 IN_PROCESS = (f"{LOCAL}/", f"{LOCAL}:")
@@ -41,32 +41,14 @@ REASONS = 3  # kinds of failures of which one message is shown
 GRACE = 30.0  # seconds for what is in flight after Ctrl-C
 SETTINGS = (
     "model",
-    "base_url",
-    "api_key_env",
-    "concurrency",
-    "rpm",
-    "tpm",
-    "itpm",
-    "otpm",
-    "rpd",
-    "tpd",
-    "max_retries",
-    "hedge",
-    "timeout",
-    "cache",
-    "cache_dir",
-    "ttl",
+    *SENDING,
     "prompt",
     "system",
     "temperature",
     "max_tokens",
     "schema",
     "schema_retries",
-    "budget",
-    "prices",
-    "unknown_price",
-    "unsupported_params",
-    "embeddings_per_request",
+    *PAYING,
     "workers",
     "leases",
     "input_format",
@@ -159,21 +141,7 @@ def _done(places: Places, settings: Settings, again: Again) -> int:
         format=settings["input_format"],
     ) as reader:
         summary_file = _summary_file(settings["summary_json"], reader, target, overwrite=again.overwrite)
-        options = EngineOptions(
-            base_url=settings["base_url"],
-            api_key=settings.api_key(os.environ),
-            limits=settings.limits(),
-            timeout=settings.timeout(),
-            retry=settings.retry(),
-            cache=settings.cache(),
-            budget=settings["budget"],
-            prices=settings["prices"],
-            unknown_price=settings["unknown_price"],
-            unsupported_params=settings["unsupported_params"],
-            routes=settings.routes,
-            embeddings_per_request=settings["embeddings_per_request"],
-            leases=settings["leases"],
-        )
+        options = build.options_of(settings, os.environ)
         try:
             with local_hint(settings):
                 result, found, status = loop.run(_run(places, reader, options, settings, again=again, at_once=at_once))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any
 
 import click
@@ -15,10 +15,10 @@ from ..gateway.access import AccessLog
 from ..gateway.app import Gateway
 from ..gateway.beside import Beside
 from ..gateway.record import Listener
-from ..gateway.server import Server, own_process
+from ..gateway.server import Server
 from ..gateway.setup import Setup, check, open_gateway, read, reload
 from ..gateway.tenancy import Tenancy
-from .options import check_model, setting_options, settings_of
+from .options import PAYING, SENDING, check_model, setting_options, settings_of
 from .say import Saying, say
 
 
@@ -29,26 +29,8 @@ from .say import Saying, say
 @click.option("--access-log", help="File for a line of JSON for each request; -: standard error.", metavar="FILE")
 @setting_options(
     "model",
-    "base_url",
-    "api_key_env",
-    "concurrency",
-    "rpm",
-    "tpm",
-    "itpm",
-    "otpm",
-    "rpd",
-    "tpd",
-    "max_retries",
-    "hedge",
-    "timeout",
-    "cache",
-    "cache_dir",
-    "ttl",
-    "budget",
-    "prices",
-    "unknown_price",
-    "unsupported_params",
-    "embeddings_per_request",
+    *SENDING,
+    *PAYING,
     "db",
     model="Model of requests that name none; it is served and listed.",
     max_retries="Further attempts after the first. [default: 2]",
@@ -58,24 +40,22 @@ def command(only_check: bool, **flags: Any) -> int:
     """Serve OpenAI's and Anthropic's API in front of any provider, until Ctrl-C or SIGTERM; SIGHUP reads fastllm.toml
     again. The master key is taken from FASTLLM_MASTER_KEY; without one only this machine is served."""
     check_model(settings_of(flags))
-    tenancy = Tenancy(settings_of(flags)["db"])
-    try:
-        return _command(tenancy, flags, only_check=only_check)
-    finally:
-        tenancy.close()
+    setup = read(flags, os.environ)  # what is wrong there is said before any file is made
+    with closing(Tenancy(setup.settings["db"])) as tenancy:
+        setup = tenancy.join(setup)
+        lines = loop.run(check(setup))
+        if only_check:
+            _show(setup, lines)
+            return 0
+        return _command(setup, tenancy, flags)
 
 
-def _command(tenancy: Tenancy, flags: dict[str, Any], *, only_check: bool) -> int:
-    setup = tenancy.join(read(flags, os.environ))
-    lines = loop.run(check(setup))
-    if only_check:
-        _show(setup, lines)
-        return 0
+def _command(setup: Setup, tenancy: Tenancy, flags: dict[str, Any]) -> int:
     logger = logging.getLogger("fastllm")
     saying = Saying()
     logger.addHandler(saying)
     try:
-        with own_process():
+        with loop.own_process():
             loop.run(_serve(setup, tenancy, flags))
     except KeyboardInterrupt:
         return 130

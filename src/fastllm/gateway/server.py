@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import math
 import signal
 import socket
@@ -27,11 +26,6 @@ try:
     from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 except ImportError:
     raise MissingExtra("the gateway needs uvicorn: pip install 'fastllm[gateway]'") from None
-
-try:
-    import resource
-except ImportError:  # Windows has no such limits
-    resource = None  # type: ignore[assignment]
 
 BACKLOG = 4096
 LAST_WORDS = 2.0  # seconds that requests have to end, once they are told to
@@ -264,21 +258,3 @@ def _bound(host: str, port: int) -> socket.socket:
         raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
     found.setblocking(False)
     return found
-
-
-@contextlib.contextmanager
-def own_process() -> Iterator[None]:
-    """Have this process be a server: with all the file descriptors it may have, and a lazier collector."""
-    if resource is not None:
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft != hard:
-            with contextlib.suppress(ValueError, OSError):
-                resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    thresholds = gc.get_threshold()
-    gc.freeze()
-    gc.set_threshold(50_000, 50, 100)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*thresholds)
-        gc.unfreeze()

@@ -58,19 +58,11 @@ def read(flags: Mapping[str, Any], environ: Mapping[str, str], directory: Path |
     settings = load_settings(flags, environ=environ, directory=directory)
     options = resolve(settings, flags, environ).options
     key = options.master_key(environ)
-    engine = EngineOptions(
-        base_url=settings["base_url"],
-        api_key=settings.api_key(environ),
-        limits=settings.limits(),
+    engine = msgspec.structs.replace(
+        build.options_of(settings, environ),
         timeout=timeout_of(settings, options),
         retry=retry_of(settings, options),
-        cache=settings.cache(),
-        budget=settings["budget"],
-        prices=settings["prices"],
-        unknown_price=settings["unknown_price"],
-        unsupported_params=settings["unsupported_params"],
-        routes=settings.routes,
-        embeddings_per_request=settings["embeddings_per_request"],
+        leases=None,  # its limits are its own
     )
     return Setup(
         settings=settings,

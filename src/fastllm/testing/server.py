@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import math
 import ssl
 import threading
@@ -19,16 +18,11 @@ import time
 from collections.abc import Callable, Iterable
 
 from ..errors import ConfigError
-from ..loop import new_event_loop
+from ..loop import new_event_loop, own_process
 from .app import App, Predicate
 from .config import MockConfig
 from .connection import Connection
 from .stats import MockStats
-
-try:
-    import resource
-except ImportError:  # Windows has no such limits
-    resource = None  # type: ignore[assignment]
 
 _BACKLOG = 4096
 _CLOSE_ROUNDS = 100
@@ -209,22 +203,11 @@ async def run(
 
     `on_listening` is told the base_url once requests are taken.
     """
-    if resource is not None:
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft != hard:
-            with contextlib.suppress(ValueError, OSError):
-                resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    thresholds = gc.get_threshold()
-    gc.freeze()
-    gc.set_threshold(50_000, 50, 100)
-    try:
+    with own_process():
         async with MockServer(config, certfile=certfile, keyfile=keyfile) as server:
             if on_listening is not None:
                 on_listening(server.base_url)
             await asyncio.Event().wait()
-    finally:
-        gc.set_threshold(*thresholds)
-        gc.unfreeze()
 
 
 def _context(certfile: str, keyfile: str | None) -> ssl.SSLContext:
