@@ -16,6 +16,7 @@ from ..types import CHAT, RESPONSES, HTTPResponse, Response
 from .checked import object_in, objects_in
 from .merging import Fields
 from .openai_answer import judge, worst_reason
+from .places import Places
 
 _ADDED = ("images", "content_blocks", "content_parts", "reasoning_details", "thinking_blocks", "extra_content")
 _KNOWN = frozenset((*Message.__struct_fields__, "tool_calls"))
@@ -236,32 +237,31 @@ def _extend(lists: dict[str, list[Any]], more: Any) -> None:
 
 
 class _Calls:
-    """The tool calls of one choice, by index; without one, a new id begins a new call."""
+    """The tool calls of one choice, by index."""
 
     def __init__(self) -> None:
-        self._calls: list[tuple[int, _Call]] = []
-        self._open: dict[int, _Call] = {}
+        self._places = Places()
+        self._calls: list[_Call] = []
 
     def add(self, piece: ToolCall) -> None:
-        last = self._calls[-1][0] if self._calls else -1
-        index = piece.index if piece.index is not None else (last + 1 if piece.id or last < 0 else last)
-        call = self._open.get(index)
-        if call is None or call.is_another(piece):
-            call = self._open[index] = _Call(piece)
-            self._calls.append((index, call))
+        place = self._places.of(piece)
+        if place == len(self._calls):
+            self._calls.append(_Call(piece))
+        call = self._calls[place]
         call.add(piece.function or FunctionCall())
         if piece.custom is not None or piece.extra_content is not None:
             call.add_more(piece)
 
     def add_unknown(self, piece: dict[str, Any]) -> None:
         """Take in the fields that `add` has not seen in this piece."""
-        index = piece.get("index")
-        call = self._open.get(index) if isinstance(index, int) else self._calls[-1][1] if self._calls else None
-        if call is not None:
-            call.more.add({name: value for name, value in piece.items() if name not in _KNOWN_OF_CALLS})
+        place = self._places.known(piece.get("index"))
+        if place is not None:
+            more = {name: value for name, value in piece.items() if name not in _KNOWN_OF_CALLS}
+            self._calls[place].more.add(more)
 
     def whole(self) -> list[dict[str, Any]]:
-        return [call.whole() for _, call in sorted(self._calls, key=lambda place: place[0])]
+        calls = zip(self._places.indices, self._calls, strict=True)
+        return [call.whole() for _, call in sorted(calls, key=lambda found: found[0])]
 
 
 class _Call:
@@ -273,11 +273,6 @@ class _Call:
         self._name: list[str] = []
         self._arguments: list[str] = []
         self.more = Fields()
-
-    def is_another(self, piece: ToolCall) -> bool:
-        """True where a vendor gives each call the same index: a new id with a name is a new call."""
-        named = piece.function or piece.custom
-        return bool(piece.id and self._id and piece.id != self._id and named and named.name)
 
     def add(self, function: FunctionCall) -> None:
         # Some vendors repeat the whole name with every piece of the arguments.
