@@ -30,7 +30,7 @@ from .config import GatewayOptions
 from .exchange import ASGI, GONE, Exchange, Receive, Scope, Send
 from .faces import ANTHROPIC, OPENAI, RESPONSES_FACE, Face, Fault, Refusal, fault_of
 from .operations import operate
-from .record import Listener, Record
+from .record import Listener, Record, tell
 
 logger = logging.getLogger("fastllm.gateway")
 
@@ -243,11 +243,7 @@ class Gateway:
         record.status = record.status or exchange.status
         record.seconds = time.monotonic() - exchange.began
         record.sent_bytes = exchange.sent_bytes
-        for listener in self.listeners:
-            try:
-                listener(record)
-            except Exception as error:
-                logger.error("a listener failed with %s; requests go on", type(error).__name__)
+        tell(self.listeners, record)
 
     def __repr__(self) -> str:
         state = "draining" if self.draining else "open"

@@ -4,7 +4,6 @@ told of like all others."""
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Sequence
 from typing import Protocol
@@ -20,9 +19,7 @@ from ..options import Retry
 from ..types import Request, Response
 from .auth import Admission, Admissions, Tenant
 from .operations import bound_of
-from .record import Listener, Record
-
-logger = logging.getLogger("fastllm.gateway")
+from .record import Listener, Record, tell
 
 ROUTE = "/batches"
 USUAL = Retry()
@@ -146,11 +143,7 @@ class Charged:
         elif error is not None:
             record.status = error.status_code or 500
             record.error, record.attempts, record.endpoint = type(error).__name__, error.attempts, error.endpoint
-        for listener in self._gate.listeners:
-            try:
-                listener(record)
-            except Exception as failure:
-                logger.error("a listener failed with %s; the batch goes on", type(failure).__name__)
+        tell(self._gate.listeners, record)
 
     def __repr__(self) -> str:
         return f"<Charged {self._tenant.id or 'anybody'} {self._batch_id}>"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from ..answers import Usage
+
+logger = logging.getLogger("fastllm.gateway")
 
 
 class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -35,3 +38,12 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 Listener = Callable[[Record], None]
+
+
+def tell(listeners: Sequence[Listener], record: Record) -> None:
+    """Tell each of them; what one raises is logged, and the others hear of it all the same."""
+    for listener in listeners:
+        try:
+            listener(record)
+        except Exception as error:
+            logger.error("a listener failed with %s; requests go on", type(error).__name__)
