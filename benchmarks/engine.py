@@ -15,13 +15,13 @@ import time
 from collections.abc import Iterator
 
 import msgspec
+from instant import InstantTransport
 
 from fastllm import loop
 from fastllm.build import EngineOptions, engine
 from fastllm.jobs.runner import outcomes
 from fastllm.options import Limits, Timeout
-from fastllm.transport.base import HTTPStream, Transport
-from fastllm.types import HTTPRequest, HTTPResponse, Request, Row
+from fastllm.types import HTTPRequest, Request, Row
 
 ANSWER = msgspec.json.encode(
     {
@@ -48,29 +48,6 @@ HEADERS = [
 ]
 
 
-class InstantTransport(Transport):
-    """Answers all requests of one turn of the loop in the next."""
-
-    def __init__(self) -> None:
-        self._waiting: list[asyncio.Future[HTTPResponse]] = []
-
-    async def send(self, request: HTTPRequest, timeout: Timeout) -> HTTPResponse:
-        running = asyncio.get_running_loop()
-        if not self._waiting:
-            running.call_soon(self._answer)
-        future: asyncio.Future[HTTPResponse] = running.create_future()
-        self._waiting.append(future)
-        return await future
-
-    def _answer(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for future in waiting:
-            future.set_result(HTTPResponse(status=200, headers=HEADERS, body=ANSWER))
-
-    async def open(self, request: HTTPRequest, timeout: Timeout) -> HTTPStream:
-        raise NotImplementedError
-
-
 def bodies(count: int) -> Iterator[bytes]:
     text = b"word " * 100
     for i in range(count):
@@ -84,7 +61,7 @@ def rows(count: int) -> Iterator[Row]:
 
 async def bare(count: int, in_flight: int) -> float:
     """The transport and the input alone under the same number of tasks: what is subtracted."""
-    transport, texts = InstantTransport(), bodies(count)
+    transport, texts = InstantTransport(ANSWER, HEADERS), bodies(count)
 
     timeout = Timeout()
 
@@ -99,7 +76,9 @@ async def bare(count: int, in_flight: int) -> float:
 
 async def measured(count: int, in_flight: int, limits: bool, cache: str | None) -> float:
     ceiling = Limits(concurrency=in_flight, rpm=1e9 if limits else None, tpm=1e12 if limits else None, adaptive=False)
-    made = engine(EngineOptions(base_url="http://test", limits=ceiling, transport=InstantTransport(), cache=cache))
+    made = engine(
+        EngineOptions(base_url="http://test", limits=ceiling, transport=InstantTransport(ANSWER, HEADERS), cache=cache)
+    )
     began = time.process_time()
     done = 0
     async for outcome in outcomes(made, rows(count), concurrency=in_flight):

@@ -27,11 +27,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from instant import InstantTransport
 from upstream import ANSWER
 
-from fastllm import AsyncFastLLM, HTTPRequest, HTTPResponse, Limits, Timeout, Transport
+from fastllm import AsyncFastLLM, Limits
 from fastllm.loop import run
-from fastllm.transport.base import HTTPStream
 
 FEW, MANY = 500, 1500  # rows
 TOLERANCE = 0.05
@@ -45,31 +45,7 @@ HEAD = (
 HTTP = HEAD + b"content-length: %d\r\n\r\n" % len(ANSWER.encode()) + ANSWER.encode()
 
 
-class StandIn(Transport):
-    """Answers everything that is asked in one turn of the loop in the next."""
-
-    def __init__(self) -> None:
-        self._waiting: list[asyncio.Future[None]] = []
-        self._headers = [
-            (name.lower(), value) for line in HEAD.split(b"\r\n")[1:-1] for name, _, value in [line.partition(b": ")]
-        ]
-
-    async def send(self, request: HTTPRequest, timeout: Timeout) -> HTTPResponse:
-        loop = asyncio.get_running_loop()
-        if not self._waiting:
-            loop.call_soon(self._answer)
-        waiter = loop.create_future()
-        self._waiting.append(waiter)
-        await waiter
-        return HTTPResponse(status=200, body=ANSWER.encode(), headers=self._headers)
-
-    def _answer(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for waiter in waiting:
-            waiter.set_result(None)
-
-    async def open(self, request: HTTPRequest, timeout: Timeout) -> HTTPStream:
-        raise NotImplementedError("nothing is streamed here")
+HEADERS = [(name.lower(), value) for line in HEAD.split(b"\r\n")[1:-1] for name, _, value in [line.partition(b": ")]]
 
 
 class Server(asyncio.Protocol):
@@ -90,7 +66,7 @@ async def rows(kind: str, count: int) -> None:
     """What is counted."""
     server = await asyncio.get_running_loop().create_server(Server, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
-    more: dict[str, Any] = {"transport": StandIn()} if kind == "engine" else {}
+    more: dict[str, Any] = {"transport": InstantTransport(ANSWER.encode(), HEADERS)} if kind == "engine" else {}
     limits = Limits(concurrency=64, adaptive=False)
     async with AsyncFastLLM(base_url=url, api_key="k", limits=limits, **more) as client:
         bodies: Iterator[bytes] = (BODY for _ in range(count))

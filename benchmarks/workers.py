@@ -11,7 +11,6 @@ allow, and the last column how near to that it came.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import platform
 import sys
@@ -20,39 +19,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from instant import InstantTransport
 from upstream import ANSWER, Latency, upstream
 
-from fastllm import AsyncFastLLM, HTTPRequest, HTTPResponse, Limits, Timeout, Transport, build, worker
+from fastllm import AsyncFastLLM, Limits, build, worker
 from fastllm.loop import run
-from fastllm.transport.base import HTTPStream
 
 BODY = b'{"model": "m", "messages": [{"role": "user", "content": "' + b"x" * 540 + b'"}]}'
 LATENCY = 0.05
 STAND_IN = "benchmarks' stand-in"
 
 
-class StandIn(Transport):
-    """Answers everything that is asked in one turn of the loop in the next."""
-
-    def __init__(self) -> None:
-        self._waiting: list[asyncio.Future[None]] = []
-
-    async def send(self, request: HTTPRequest, timeout: Timeout) -> HTTPResponse:
-        loop = asyncio.get_running_loop()
-        if not self._waiting:
-            loop.call_soon(self._answer)
-        waiter = loop.create_future()
-        self._waiting.append(waiter)
-        await waiter
-        return HTTPResponse(status=200, body=ANSWER.encode())
-
-    def _answer(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for waiter in waiting:
-            waiter.set_result(None)
-
-    async def open(self, request: HTTPRequest, timeout: Timeout) -> HTTPStream:
-        raise NotImplementedError("nothing is streamed here")
+def stand_in() -> InstantTransport:
+    return InstantTransport(ANSWER.encode())
 
 
 def bodies(rows: int) -> Iterator[bytes]:
@@ -93,13 +72,13 @@ async def measured(client: AsyncFastLLM, rows: int, in_flight: int, server: int 
 
 def stand_in_worker() -> None:
     """Run in the worker processes of the first round: `fastllm.worker`, with the stand-in for a transport."""
-    build.TRANSPORT = f"{StandIn.__module__}:StandIn"
+    build.TRANSPORT = f"{stand_in.__module__}:stand_in"
     worker.main()
 
 
 async def one(url: str, workers: int, rows: int, in_flight: int, server: int | None) -> tuple[float, float, float]:
     limits = Limits(concurrency=in_flight * workers, adaptive=False)
-    more: dict[str, Any] = {} if server or workers > 1 else {"transport": StandIn()}
+    more: dict[str, Any] = {} if server or workers > 1 else {"transport": stand_in()}
     async with AsyncFastLLM(base_url=url, api_key="k", limits=limits, workers=workers, **more) as client:
         return await measured(client, rows, in_flight, server)
 
