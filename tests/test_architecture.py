@@ -27,7 +27,7 @@ LAYERS = {
     "engine": 3,
     **dict.fromkeys(["jobs", "progress"], 4),
     **dict.fromkeys(ORDERED[5], 5),
-    **dict.fromkeys(["gateway", "distributed", "contrib", "testing"], 6),
+    **dict.fromkeys(["dashboard", "gateway", "distributed", "contrib", "testing"], 6),
     "cli": 7,
 }
 # Foreign library -> the only places that may import it.

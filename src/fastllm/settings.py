@@ -32,6 +32,7 @@ TABLES = ("routes", "vendors", "gateway")
 _SETTING_OF = {"cache.directory": "cache_dir"}  # where an option's field is not called as the setting
 _FLAGS = (
     "CONFIG",
+    "DASHBOARD",
     "DRY_RUN",
     "FORCE",
     "MASTER_KEY",
@@ -135,6 +136,12 @@ SETTINGS: dict[str, Setting] = {
         ),
         Setting("progress", str, "What to show meanwhile.", "auto", ("auto", "rich", "plain", "none")),
         Setting("summary_json", str, "File for the summary as JSON."),
+        Setting(
+            "dashboard_port",
+            int,
+            "Serve a page to watch the run by, on this port of 127.0.0.1; 0: any free one.",
+            least=0,
+        ),
     )
 }
 

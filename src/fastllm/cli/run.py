@@ -34,6 +34,7 @@ from ..settings import Settings
 from . import dry_run as dry
 from .again import Again, command_to_keep
 from .options import PAYING, SENDING, check_model, local_hint, setting_options, settings_of
+from .run_page import run_dashboard
 from .say import Saying, say
 
 IN_PROCESS = (f"{LOCAL}/", f"{LOCAL}:")
@@ -61,6 +62,7 @@ SETTINGS = (
     "order",
     "progress",
     "summary_json",
+    "dashboard_port",
 )
 
 
@@ -99,8 +101,21 @@ SETTINGS = (
     envvar="FASTLLM_DRY_RUN",
     help="Say what it would ask, cost and take; send and write nothing.",
 )
+@click.option(
+    "--dashboard",
+    is_flag=True,
+    envvar="FASTLLM_DASHBOARD",
+    help="Serve a page to watch the run by, for this machine, on any free port.",
+)
 def command(
-    source: str, output: str, overwrite: bool, force: bool, retry_failed: bool | None, dry_run: bool, **flags: Any
+    source: str,
+    output: str,
+    overwrite: bool,
+    force: bool,
+    retry_failed: bool | None,
+    dry_run: bool,
+    dashboard: bool,
+    **flags: Any,
 ) -> int:
     """Answer every row of INPUT and write OUT.
 
@@ -111,6 +126,7 @@ def command(
     """
     settings = settings_of(flags)
     check_model(settings)
+    port = 0 if dashboard and settings["dashboard_port"] is None else settings["dashboard_port"]
     again = Again(overwrite=overwrite, force=force, retry_failed=retry_failed)
 
     def is_ours(local: Path) -> bool:
@@ -120,11 +136,11 @@ def command(
         if dry_run:
             return dry.show(places, settings, again)
         logging.basicConfig(handlers=[Saying()], level=logging.WARNING)
-        return _done(places, settings, again)
+        return _done(places, settings, again, port)
 
 
-def _done(places: Places, settings: Settings, again: Again) -> int:
-    """Run the job and give its exit status."""
+def _done(places: Places, settings: Settings, again: Again, port: int | None) -> int:
+    """Run the job and give its exit status; `port` is its dashboard's."""
     model, target = settings["model"] or "", places.output
     # A missing key or an unknown provider ends the run before there is a job. Only where a local model would have to
     # start, and there is an output already, does it start with the first row that is still to be asked.
@@ -144,7 +160,9 @@ def _done(places: Places, settings: Settings, again: Again) -> int:
         options = build.options_of(settings, os.environ)
         try:
             with local_hint(settings):
-                result, found, status = loop.run(_run(places, reader, options, settings, again=again, at_once=at_once))
+                result, found, status = loop.run(
+                    _run(places, reader, options, settings, again=again, at_once=at_once, port=port)
+                )
         except JournalError as error:
             raise click.ClickException(str(error)) from None
     unsaved = _uploaded(places) if result.finished else None
@@ -182,6 +200,7 @@ async def _run(
     *,
     again: Again,
     at_once: bool,
+    port: int | None,
 ) -> tuple[JobResult, Summary, int]:
     size = worker.checked_size(settings["workers"])
     engine = build.engine(worker.sharing(options, size))
@@ -210,7 +229,7 @@ async def _run(
         interrupts = _Interrupts(job)
         if reader.count_hint != 1 and not job.nothing_to_do and _asks_the_same(settings):
             say("fastllm: warning: --prompt names no column, such as {prompt}: every row asks the same")
-        result, found = await _watched(executes, job, settings["progress"])
+        result, found = await _watched(executes, job, settings["progress"], None if job.nothing_to_do else port)
         for complaint in job.complaints:
             say(f"fastllm: error: {places.shown}: {complaint}")
         if job.bad > len(job.complaints):
@@ -227,7 +246,7 @@ def _rows_in_work(ceiling: int | None, concurrency: int | None, size: int) -> in
     return min(ceiling or most, concurrency or most)
 
 
-async def _watched(engine: Engine | Team, job: Job, kind: Kind) -> tuple[JobResult, Summary]:
+async def _watched(engine: Engine | Team, job: Job, kind: Kind, port: int | None) -> tuple[JobResult, Summary]:
     """Run the job under a progress display; give its result and the summary."""
 
     def snapshot() -> Snapshot:
@@ -235,11 +254,12 @@ async def _watched(engine: Engine | Team, job: Job, kind: Kind) -> tuple[JobResu
 
     shown: Kind = "none" if job.nothing_to_do else kind
     progress = make_progress(shown, snapshot, lambda: job.total, already_done=lambda: job.kept)
-    progress.start()
-    try:
-        result = await job.run()
-    finally:
-        progress.close()
+    with run_dashboard(port, f"run {job.output.name}", engine, job, snapshot):
+        progress.start()
+        try:
+            result = await job.run()
+        finally:
+            progress.close()
     return result, summary(
         snapshot(),
         total=result.total or job.total,

@@ -10,14 +10,17 @@ from typing import Any
 import click
 
 from .. import build, loop
+from ..dashboard.ended import Ended
+from ..dashboard.reading import Reading
 from ..errors import ConfigError
 from ..gateway.access import AccessLog
-from ..gateway.app import Gateway
+from ..gateway.app import OPERATIONS, Gateway
 from ..gateway.beside import Beside
 from ..gateway.record import Listener
 from ..gateway.server import Server
 from ..gateway.setup import Setup, check, open_gateway, read, reload
 from ..gateway.tenancy import Tenancy
+from .gateway_page import gateway_dashboard, reading_of_gateway
 from .options import PAYING, SENDING, check_model, setting_options, settings_of
 from .say import Saying, say
 
@@ -75,7 +78,8 @@ def _show(setup: Setup, lines: list[str]) -> None:
 
 async def _serve(setup: Setup, tenancy: Tenancy, flags: dict[str, Any]) -> None:
     with ExitStack() as stack:
-        listeners: list[Listener] = [tenancy.add]
+        ended = Ended(OPERATIONS)
+        listeners: list[Listener] = [tenancy.add, ended]
         if setup.options.access_log is not None:
             log = AccessLog(setup.options.access_log)
             stack.callback(log.close)
@@ -85,8 +89,14 @@ async def _serve(setup: Setup, tenancy: Tenancy, flags: dict[str, Any]) -> None:
             gateway = open_gateway(setup, engine, listeners, tenancy)
             server = Server(gateway)
             server.on_signals(lambda: _reload(gateway, tenancy, flags))
-            async with Beside(gateway, setup.engine):
-                await server.run(lambda origin: say(f"listening on {origin}"))
+            beside = Beside(gateway, setup.engine)
+            title = f"gateway {server.origin.partition('://')[2]}"
+
+            def look() -> Reading:
+                return reading_of_gateway(gateway, beside, tenancy, ended)
+
+            async with beside, gateway_dashboard(gateway, look, title):
+                await server.run(lambda origin: say(f"listening on {origin}\ndashboard: {origin}/dashboard"))
         finally:
             await engine.aclose()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import msgspec
@@ -12,12 +11,7 @@ from ..errors import StoppedError
 from ..types import Response
 from .endpoint import Endpoint
 from .holds import Hold, KnownLimit, Room, hold_of, learnt_of, rooms_of
-
-# Latency buckets grow by 2 % each: bucket i holds latencies in [FLOOR * GROWTH**i, FLOOR * GROWTH**(i+1)).
-_FLOOR = 1e-5
-_GROWTH = 1.02
-_SCALE = 1.0 / math.log(_GROWTH)
-_BUCKETS = int(math.log(1e4 / _FLOOR) * _SCALE) + 1
+from .latencies import Latencies, percentiles
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,7 +78,6 @@ class Stats:
     """Counts what an engine does. Only the engine writes; reading needs no lock on one loop."""
 
     __slots__ = (
-        "_histogram",
         "attempts",
         "backing_off",
         "cached",
@@ -95,6 +88,7 @@ class Stats:
         "hedges",
         "in_flight",
         "joined",
+        "latencies",
         "left",
         "misfits",
         "most_in_flight",
@@ -114,7 +108,7 @@ class Stats:
         self.in_flight = self.waiting = self.backing_off = self.most_in_flight = 0
         self.prompt_tokens = self.completion_tokens = self.cached_tokens = 0
         self.errors: dict[str, int] = {}
-        self._histogram = [0] * _BUCKETS
+        self.latencies = Latencies()
 
     def sent(self, attempt: int) -> None:
         """One attempt goes out; attempts count from 1."""
@@ -133,11 +127,7 @@ class Stats:
     def answered(self, latency: float, usage: Usage | None) -> None:
         """One request got its answer from the provider, `latency` seconds after its last attempt began."""
         self.ok += 1
-        bucket = int(math.log(latency / _FLOOR) * _SCALE) if latency > _FLOOR else 0
-        try:
-            self._histogram[bucket] += 1
-        except IndexError:
-            self._histogram[-1] += 1
+        self.latencies.add(latency)
         if usage is not None:
             self.prompt_tokens += usage.prompt_tokens
             self.completion_tokens += usage.completion_tokens
@@ -185,8 +175,7 @@ class Stats:
     def tally(self) -> Tally:
         """Give all counters as plain values."""
         counts = {name: getattr(self, name) for name in _COUNTED}
-        histogram = {bucket: count for bucket, count in enumerate(self._histogram) if count}
-        return Tally(counts, dict(self.errors), histogram)
+        return Tally(counts, dict(self.errors), self.latencies.counts())
 
     def add(self, tally: Tally) -> None:
         """Count what another has counted, too."""
@@ -194,23 +183,7 @@ class Stats:
             setattr(self, name, getattr(self, name) + count)
         for name, count in tally.errors.items():
             self.errors[name] = self.errors.get(name, 0) + count
-        for bucket, count in tally.histogram.items():
-            self._histogram[bucket] += count
-
-    def percentiles(self, shares: Sequence[float]) -> list[float | None]:
-        """Give the latencies below which these shares of answers lie, within 1 %; None before the first answer."""
-        total = sum(self._histogram)
-        found: list[float | None] = [None] * len(shares)
-        if not total:
-            return found
-        for i, share in enumerate(shares):
-            left = share * total
-            for bucket, count in enumerate(self._histogram):
-                left -= count
-                if left <= 0 and count:
-                    found[i] = _FLOOR * _GROWTH ** (bucket + 0.5)
-                    break
-        return found
+        self.latencies.join(tally.histogram)
 
     def snapshot(
         self,
@@ -225,7 +198,7 @@ class Stats:
         """Give all counters at once. `limits` describes each endpoint's limiter in words, `cost` is in USD, `holds` are
         those that stand still, `rooms` the limits of a minute where there is one endpoint, `learnt` each endpoint's
         limits that were told or found."""
-        p50, p95, p99 = self.percentiles((0.5, 0.95, 0.99))
+        p50, p95, p99 = percentiles(self.latencies.counts(), (0.5, 0.95, 0.99))
         return Snapshot(
             elapsed=max(0.0, now - self.started),
             done=self.ok + self.failed,
@@ -265,7 +238,7 @@ class Stats:
         )
 
 
-_COUNTED = tuple(name for name in Stats.__slots__ if name not in ("_histogram", "errors", "started"))
+_COUNTED = tuple(name for name in Stats.__slots__ if name not in ("errors", "latencies", "started"))
 
 
 def snapshot_of(stats: Stats, endpoints: Sequence[Endpoint], now: float, wall: float) -> Snapshot:

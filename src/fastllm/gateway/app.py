@@ -1,8 +1,8 @@
 """Gateway: the ASGI app: which path is which operation, who may ask, and what is told of how it ended.
 
 The order of things: the door (whose host, whose key), the route, then the operation; each says no in the dialect of the
-path. What an app beside it wants to serve (a dashboard, files, jobs) is mounted: it comes after the door, and gets the
-tenant as `scope["fastllm.tenant"]`.
+path. What an app beside it wants to serve (files, jobs) is mounted: it comes after the door, and gets the tenant as
+`scope["fastllm.tenant"]`. Pages are mounted before the door: everybody who reaches the gateway may see them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ logger = logging.getLogger("fastllm.gateway")
 
 COUNT_TOKENS = "/messages/count_tokens"
 _FACES: Mapping[str, Face] = {RESPONSES: RESPONSES_FACE, MESSAGES: ANTHROPIC, COUNT_TOKENS: ANTHROPIC}
-_OPERATIONS = (CHAT, COMPLETIONS, EMBEDDINGS, MODERATIONS, RESPONSES, MESSAGES)
+OPERATIONS = (CHAT, COMPLETIONS, EMBEDDINGS, MODERATIONS, RESPONSES, MESSAGES)
 _DEPLOYMENTS = "/openai/deployments/"
 _LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _INTERNAL = Fault(status=500, message="the gateway failed; its log says how", code="internal_error", again=False)
@@ -61,7 +61,7 @@ class Gateway:
 
     `keys` None lets everybody in. `admissions` has the limits of the tenants, `listeners` hear of every request that
     has ended; what one raises is logged. `metrics` gives the text of /metrics. `mounts` are further apps, by the
-    beginning of their paths.
+    beginning of their paths, and so are `pages`, which must hold nothing that is anybody's own.
     """
 
     def __init__(
@@ -75,12 +75,14 @@ class Gateway:
         listeners: Sequence[Listener] = (),
         metrics: Callable[[], bytes] | None = None,
         mounts: Mapping[str, ASGI] = _NO_MOUNTS,
+        pages: Mapping[str, ASGI] = _NO_MOUNTS,
     ) -> None:
         self.keys = keys
         self.admissions = admissions
         self.listeners = tuple(listeners)
         self.metrics = metrics
         self.mounts = dict(mounts)
+        self.pages = dict(pages)
         self.draining = False
         self.under_way = 0
         self.reload(engine, options or GatewayOptions(), catalog or Catalog())
@@ -158,13 +160,14 @@ class Gateway:
 
     async def _elsewhere(self, exchange: Exchange, record: Record) -> None:
         """Serve what is mounted, or nothing."""
-        for prefix, app in self.mounts.items():
-            if exchange.path == prefix or exchange.path.startswith(prefix.rstrip("/") + "/"):
-                tenant = await self._tenant(exchange)
-                record.tenant, record.route = tenant.id, prefix
-                exchange.scope.update({"fastllm.tenant": tenant, "fastllm.exchange": exchange})
-                await exchange.hand_over(app)
-                return
+        for apps, is_open in ((self.mounts, False), (self.pages, True)):
+            for prefix, app in apps.items():
+                if exchange.path == prefix or exchange.path.startswith(prefix.rstrip("/") + "/"):
+                    tenant = self._anybody if is_open else await self._tenant(exchange)
+                    record.tenant, record.route = tenant.id, prefix
+                    exchange.scope.update({"fastllm.tenant": tenant, "fastllm.exchange": exchange})
+                    await exchange.hand_over(app)
+                    return
         await self._tenant(exchange)
         raise Refusal(404, f"there is no {exchange.method[:20]} {exchange.path[:100]} here", code="unknown_url")
 
@@ -329,7 +332,7 @@ async def _metrics(gate: Gateway, exchange: Exchange, tenant: Tenant, rest: str,
 
 
 _PLAIN: dict[str, Route] = {
-    **{path: Route(path, _operation, face=_FACES.get(path, OPENAI)) for path in _OPERATIONS},
+    **{path: Route(path, _operation, face=_FACES.get(path, OPENAI)) for path in OPERATIONS},
     COUNT_TOKENS: Route(COUNT_TOKENS, _count, face=ANTHROPIC),
     "/models": Route("/models", _models, "GET"),
     "/health": Route("/health", _health, "GET", open=True),

@@ -136,6 +136,13 @@ class BatchRunner:
         live = self._live.get(id)
         return live.journal.ok + live.journal.failed if live is not None and live.journal is not None else 0
 
+    def unfinished(self) -> list[Batch]:
+        """Give the batches that this process runs or is to run, the oldest first."""
+        for live in self._live.values():
+            live.count()
+        found = [*(live.batch for live in self._live.values()), *self._waiting.values()]
+        return sorted(found, key=lambda batch: batch.created)
+
     @property
     def running(self) -> int:
         return len(self._live)

@@ -218,11 +218,7 @@ class Team:
         """Give what all processes counted, this one included, at this moment or a quarter of a second ago."""
         own = self.engine.snapshot()
         reports = [member.report for member in list(self.members) if member.report is not None]
-        total = Stats(0.0)
-        total.add(self.engine.stats.tally())
-        total.add(self._before.tally())
-        for report in reports:
-            total.add(report.tally)
+        total = self._total(reports)
         shown = [own, *(report.snapshot for report in reports)]
         costs = [one.cost_usd for one in shown]
         busy = next((one for one in shown if one.holds), None)
@@ -233,6 +229,18 @@ class Team:
         cost = sum(known) if len(known) == len(costs) else None
         made = total.snapshot(own.elapsed, limits, cost=cost, holds=holds, learnt=learnt)
         return msgspec.structs.replace(made, elapsed=own.elapsed)
+
+    def tally(self) -> Tally:
+        """Give all that they counted."""
+        return self._total([member.report for member in list(self.members) if member.report is not None]).tally()
+
+    def _total(self, reports: Sequence[Report]) -> Stats:
+        total = Stats(0.0)
+        total.add(self.engine.stats.tally())
+        total.add(self._before.tally())
+        for report in reports:
+            total.add(report.tally)
+        return total
 
     @property
     def gone(self) -> Tally:

@@ -1,0 +1,127 @@
+"""Ended: counts requests of clients that have ended, by model, by key and by what went wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from typing import Protocol
+
+from ..answers import Usage
+from ..engine.latencies import Latencies
+from .reading import Group, Reading
+
+MOST = 200  # names of a kind; what comes after them is counted as OTHER
+OTHER = "other"
+_UNKNOWN = frozenset((401, 403, 404))  # statuses of requests whose model's name may be anything
+
+
+class Record(Protocol):
+    """A request that has ended; `seconds` until the end of its answer."""
+
+    route: str
+    tenant: str
+    model: str
+    status: int
+    seconds: float
+    cached: bool
+    usage: Usage | None
+    cost: float | None
+    error: str
+
+
+class Ended:
+    """Hears of every request that has ended, and gives what it has counted: those of `routes`, and whatever else asked
+    a model."""
+
+    def __init__(self, routes: Container[str]) -> None:
+        self._routes = routes
+        self._ok = self._failed = self._refused = self._cached = 0
+        self._latencies = Latencies()
+        self._errors: dict[str, int] = {}
+        self._models: dict[str, _Counts] = {}
+        self._keys: dict[str, _Counts] = {}
+
+    def __call__(self, record: Record) -> None:
+        if not record.model and record.route not in self._routes:
+            return  # a look at the health, say
+        failed = record.status >= 400
+        if failed:
+            self._failed += 1
+            self._refused += record.status == 429
+            name = record.error or str(record.status)
+            _bounded(self._errors, name)
+        else:
+            self._ok += 1
+            self._cached += record.cached
+            self._latencies.add(record.seconds)
+        if record.model and not (failed and record.status in _UNKNOWN):
+            _counts(self._models, record.model).add(record, failed)
+        if record.tenant:
+            _counts(self._keys, record.tenant).add(record, failed)
+
+    def into(self, reading: Reading) -> Reading:
+        """Say of a reading how requests ended for the clients, where until now it said so of the engine's."""
+        reading.counts |= {"ok": self._ok, "failed": self._failed, "cached": self._cached, "refused": self._refused}
+        reading.latency = self._latencies.counts()
+        reading.errors = dict(self._errors)
+        reading.models = {name: counts.group() for name, counts in self._models.items()}
+        reading.keys = {name: counts.group() for name, counts in self._keys.items()}
+        return reading
+
+    def __repr__(self) -> str:
+        return f"<Ended {self._ok} ok, {self._failed} failed>"
+
+
+class _Counts:
+    """What Group shows, as it is counted."""
+
+    __slots__ = ("_group", "_latencies")
+
+    def __init__(self) -> None:
+        self._group = Group()
+        self._latencies = Latencies()
+
+    def add(self, record: Record, failed: bool) -> None:
+        group = self._group
+        group.requests += 1
+        if failed:
+            group.failed += 1
+            return
+        group.cached += record.cached
+        self._latencies.add(record.seconds)
+        usage = record.usage
+        if usage is not None and not record.cached:
+            group.prompt_tokens += usage.prompt_tokens
+            group.completion_tokens += usage.completion_tokens
+        if record.cached:
+            return
+        if record.cost is None:
+            group.unpriced += 1
+        else:
+            group.cost += record.cost
+
+    def group(self) -> Group:
+        found = self._group
+        return Group(
+            requests=found.requests,
+            failed=found.failed,
+            cached=found.cached,
+            prompt_tokens=found.prompt_tokens,
+            completion_tokens=found.completion_tokens,
+            cost=found.cost,
+            unpriced=found.unpriced,
+            latency=self._latencies.counts(),
+        )
+
+
+def _counts(groups: dict[str, _Counts], name: str) -> _Counts:
+    found = groups.get(name)
+    if found is None:
+        name = name if len(groups) < MOST else OTHER
+        found = groups.setdefault(name, _Counts())
+    return found
+
+
+def _bounded(counts: dict[str, int], name: str) -> None:
+    if name not in counts and len(counts) >= MOST:
+        name = OTHER
+    counts[name] = counts.get(name, 0) + 1

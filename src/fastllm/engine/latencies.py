@@ -1,0 +1,57 @@
+"""Latencies: a histogram whose buckets grow by 2 % each, so that percentiles are right within 1 % at any size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+# Bucket i holds latencies in [FLOOR * GROWTH**i, FLOOR * GROWTH**(i+1)).
+_FLOOR = 1e-5
+_GROWTH = 1.02
+_SCALE = 1.0 / math.log(_GROWTH)
+_BUCKETS = int(math.log(1e4 / _FLOOR) * _SCALE) + 1
+
+
+class Latencies:
+    """Counts latencies in seconds, from 10 µs to 10,000 s; what is beyond stands at the ends."""
+
+    __slots__ = ("_counts",)
+
+    def __init__(self) -> None:
+        self._counts = [0] * _BUCKETS
+
+    def add(self, seconds: float) -> None:
+        bucket = int(math.log(seconds / _FLOOR) * _SCALE) if seconds > _FLOOR else 0
+        try:
+            self._counts[bucket] += 1
+        except IndexError:
+            self._counts[-1] += 1
+
+    def join(self, counts: Mapping[int, int]) -> None:
+        """Count what another has counted, too."""
+        for bucket, count in counts.items():
+            self._counts[bucket] += count
+
+    def counts(self) -> dict[int, int]:
+        """Give the buckets that hold something, as plain values."""
+        return {bucket: count for bucket, count in enumerate(self._counts) if count}
+
+    def __repr__(self) -> str:
+        return f"<Latencies {sum(self._counts)}>"
+
+
+def percentiles(counts: Mapping[int, int], shares: Sequence[float]) -> list[float | None]:
+    """Give the seconds below which these shares of latencies lie, of `Latencies.counts`; None where there are none."""
+    total = sum(counts.values())
+    found: list[float | None] = [None] * len(shares)
+    if not total:
+        return found
+    buckets = sorted(counts)
+    for i, share in enumerate(shares):
+        left = share * total
+        for bucket in buckets:
+            left -= counts[bucket]
+            if left <= 0 and counts[bucket]:
+                found[i] = _FLOOR * _GROWTH ** (bucket + 0.5)
+                break
+    return found
