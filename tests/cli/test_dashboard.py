@@ -6,33 +6,17 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from fastllm.testing import MockConfig, serve_in_thread
 from kits.gateway import KEY
-from kits.serve import FILE, environment, post, serving
+from kits.serve import FILE, data, environment, post, serving, until
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-def data(address: str, key: str | None = None) -> dict[str, Any]:
-    headers = {} if key is None else {"authorization": f"Bearer {key}"}
-    with urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=20) as answer:
-        return json.loads(answer.read())
-
-
-def until(true: Callable[[], bool]) -> None:
-    give_up = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < give_up
-        time.sleep(0.05)
 
 
 def test_a_gateway_shows_what_its_clients_got_to_the_master_key_alone(tmp_path: Path) -> None:

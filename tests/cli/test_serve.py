@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -14,12 +12,7 @@ import pytest
 
 from fastllm.testing import MockConfig, serve_in_thread
 from kits.gateway import KEY
-from kits.serve import FILE, environment, post, serving
-
-
-def command(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "fastllm.cli", "serve", *arguments]
-    return subprocess.run(line, cwd=folder, env=environment(**more), capture_output=True, text=True, timeout=60)
+from kits.serve import FILE, command, post, serving
 
 
 def test_it_serves_reads_its_settings_again_on_sighup_and_ends_on_sigterm(tmp_path: Path) -> None:

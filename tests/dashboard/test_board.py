@@ -19,7 +19,7 @@ class Source:
     def __init__(self) -> None:
         self.now = 0.0
         self.reading = Reading()
-        self.board = Board(self.read, "title", "1.2", clock=lambda: self.now, wall=lambda: 1000.0 + self.now)
+        self.board = Board(self.read(), "title", "1.2", clock=lambda: self.now, wall=lambda: 1000.0 + self.now)
 
     def read(self) -> Reading:
         return msgspec.convert(msgspec.to_builtins(self.reading), Reading)
@@ -28,7 +28,7 @@ class Source:
         self.now += 1.0
         for name, more in counts.items():
             self.reading.counts[name] = self.reading.counts.get(name, 0) + more
-        self.board.tick()
+        self.board.tick(self.read())
 
     def data(self, after: int = 0) -> dict[str, Any]:
         return msgspec.json.decode(self.board.data(after))

@@ -20,7 +20,7 @@ from fastllm.errors import ConfigError
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    server = Server(Board(Reading, "a run", "1.0"))
+    server = Server(Board(Reading(), "a run", "1.0"), Reading)
     yield server
     server.close()
 
@@ -71,9 +71,9 @@ def test_a_strange_question_gets_everything(server: Server, query: str) -> None:
 def test_a_port_that_is_taken_is_named(server: Server) -> None:
     port = int(re.findall(r":(\d+)/", server.address)[0])
     with pytest.raises(ConfigError, match=f"port {port}.*--dashboard-port 0"):
-        Server(Board(Reading, "other", "1.0"), port)
+        Server(Board(Reading(), "other", "1.0"), Reading, port)
     with pytest.raises(ConfigError, match="65536"):
-        Server(Board(Reading, "other", "1.0"), 65536)
+        Server(Board(Reading(), "other", "1.0"), Reading, 65536)
 
 
 def test_the_page_needs_nobody_else_and_makes_no_markup_of_names() -> None:
@@ -91,7 +91,7 @@ async def test_as_an_app_it_answers_the_same() -> None:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    app = Dashboard(Board(Reading, "gateway", "1.0"))
+    app = Dashboard(Board(Reading(), "gateway", "1.0"))
     for method, path, status in (
         ("GET", "/dashboard/data", 200),
         ("GET", "/dashboard/no", 404),

@@ -196,6 +196,26 @@ def test_waiting_for_money_takes_no_permits() -> None:
     run_virtual(scenario)
 
 
+def test_a_single_call_waits_for_money_no_longer_than_for_its_turn() -> None:
+    async def scenario() -> None:
+        async def handler(_: HTTPRequest) -> HTTPResponse:
+            await asyncio.sleep(20.0)
+            return answer()
+
+        engine = make_engine(handler, timeout=Timeout(queue=5.0))
+        endpoint = await engine.router.resolve("m")
+        price = Price(input=0.0, output=1e5, max_output_tokens=10)
+        endpoint.purse = Purse(Budget(1.0), price, model="m")
+        first = asyncio.create_task(engine.execute(request("1")))
+        await asyncio.sleep(0.1)
+        with pytest.raises(RateLimitError, match="held for others") as caught:
+            await engine.execute(request("2"))
+        assert caught.value.code == "queue_timeout" and 5.0 <= now() < 6.0
+        assert (await first).text == "hi" and engine.stats.waiting == 0
+
+    run_virtual(scenario)
+
+
 # Keys
 
 

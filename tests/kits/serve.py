@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from kits.commands import ROOT
 
@@ -27,6 +29,11 @@ def environment(**more: str) -> dict[str, str]:
     """This machine's, without settings and keys, but these."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("FASTLLM", "OPENAI"))}
     return {**kept, "PYTHONPATH": str(ROOT / "src"), **more}
+
+
+def command(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "fastllm.cli", "serve", *arguments]
+    return subprocess.run(line, cwd=folder, env=environment(**more), capture_output=True, text=True, timeout=60)
 
 
 @contextmanager
@@ -56,3 +63,16 @@ def post(origin: str, model: str, **headers: str) -> tuple[int, bytes]:
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read()
+
+
+def data(address: str, key: str | None = None) -> dict[str, Any]:
+    headers = {} if key is None else {"authorization": f"Bearer {key}"}
+    with urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=20) as answer:
+        return json.loads(answer.read())
+
+
+def until(true: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < give_up
+        time.sleep(0.05)

@@ -66,6 +66,16 @@ def test_a_request_larger_than_an_equal_part_gets_its_room() -> None:
     assert claims[1].part >= 80
 
 
+def test_the_last_of_what_is_spent_for_good_is_gathered_for_who_waits_longest() -> None:
+    """Three have spent 3 of 10 dollars each: the last one goes to one of them, and does not lie about in thirds."""
+    claims = [Claim(used=3, spent=3, want=7, need=4, since=since) for since in (2.0, 1.0, 3.0)]
+    for claim in claims:
+        claim.part = 10 / 3
+    for _ in range(3):
+        held(10, *claims, whole=False)
+    assert [round(claim.part, 6) for claim in claims] == [3, 4, 3]
+
+
 def test_a_lower_limit_takes_back_what_is_not_in_use() -> None:
     one, two = Claim(part=50, used=10, want=50), Claim(part=50, used=50, want=50)
     held(60, one, two)

@@ -13,6 +13,7 @@ from ..dashboard.board import STEP, Board
 from ..dashboard.ended import Ended
 from ..dashboard.pages import DATA, ROOT
 from ..dashboard.reading import JobState, Reading, reading_of
+from ..dashboard.shared import Shared
 from ..gateway.app import Gateway
 from ..gateway.beside import Beside
 from ..gateway.masters import MastersOnly
@@ -46,13 +47,15 @@ def reading_of_gateway(gateway: Gateway, beside: Beside, tenancy: Tenancy, ended
 
 
 @asynccontextmanager
-async def gateway_dashboard(gateway: Gateway, read: Callable[[], Reading], title: str) -> AsyncIterator[None]:
-    """Show a gateway on a page of its own, as long as it serves."""
-    board = Board(read, title, __version__)
+async def gateway_dashboard(
+    gateway: Gateway, read: Callable[[], Reading], title: str, shared: Shared | None = None
+) -> AsyncIterator[None]:
+    """Show a gateway on a page of its own, as long as it serves; with `shared`, all processes of it."""
+    board = Board(read(), title, __version__)
     dashboard = Dashboard(board)
     gateway.mounts[DATA] = MastersOnly(dashboard)
     gateway.pages[ROOT] = dashboard
-    ticking = asyncio.create_task(_tick(board), name="fastllm-board")
+    ticking = asyncio.create_task(_tick(board, read, shared), name="fastllm-board")
     try:
         yield
     finally:
@@ -60,13 +63,14 @@ async def gateway_dashboard(gateway: Gateway, read: Callable[[], Reading], title
         await asyncio.wait([ticking])
 
 
-async def _tick(board: Board) -> None:
+async def _tick(board: Board, read: Callable[[], Reading], shared: Shared | None) -> None:
     loop = asyncio.get_running_loop()
     due = loop.time()
     while True:
         due = max(due + STEP, loop.time())
         await asyncio.sleep(due - loop.time())
         try:
-            board.tick()
+            reading = read()
+            board.tick(reading if shared is None else await asyncio.to_thread(shared.exchange, reading))
         except Exception as error:  # a page is no reason to stop a gateway
             logger.error("the dashboard cannot be drawn: %s", type(error).__name__)

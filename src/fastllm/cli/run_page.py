@@ -48,7 +48,7 @@ def run_dashboard(
         found.jobs = [state]
         return found
 
-    server = Server(Board(read, title, __version__), port)
+    server = Server(Board(read(), title, __version__), read, port)
     say(f"dashboard: {server.address}")
     try:
         yield

@@ -98,30 +98,29 @@ class _Taken(msgspec.Struct, frozen=True):
 
 
 class Board:
-    """`read` gives what is so now; call `tick` every STEP seconds, from one thread. `data` may be asked from others."""
+    """Takes what was read every STEP seconds, from one thread; `data` may be asked from others."""
 
     def __init__(
         self,
-        read: Callable[[], Reading],
+        first: Reading,
         title: str,
         version: str,
         *,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self._read = read
         self._title = title
         self._version = version
         self._clock = clock
         self._wall = wall
         self._started = wall()
-        self._taken: deque[_Taken] = deque([_Taken(clock(), read())], SPAN + 1)
+        self._taken: deque[_Taken] = deque([_Taken(clock(), first)], SPAN + 1)
         self._samples: deque[list[float | None]] = deque(maxlen=KEPT)
         self._last = 0
 
-    def tick(self) -> None:
+    def tick(self, reading: Reading) -> None:
         """Take a sample."""
-        now = _Taken(self._clock(), self._read())
+        now = _Taken(self._clock(), reading)
         before, past = self._taken[-1], self._taken[0]
         self._taken.append(now)
         self._samples.append(_sample(now, before, past))

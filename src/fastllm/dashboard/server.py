@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
@@ -10,17 +11,19 @@ from urllib.parse import urlsplit
 from ..errors import ConfigError
 from .board import STEP, Board
 from .pages import ROOT, page_of
+from .reading import Reading
 
 HOST = "127.0.0.1"
 _NAMES = frozenset(("127.0.0.1", "localhost"))
 
 
 class Server:
-    """Listens on a port of this machine, 0 being any free one, and ticks its board, until `close`. ConfigError where
-    the port cannot be had."""
+    """Listens on a port of this machine, 0 being any free one, and has its board take what `read` gives, until `close`.
+    ConfigError where the port cannot be had."""
 
-    def __init__(self, board: Board, port: int = 0) -> None:
+    def __init__(self, board: Board, read: Callable[[], Reading], port: int = 0) -> None:
         self._board = board
+        self._read = read
         try:
             self._http = _HTTP((HOST, port), _Answering)
         except (OSError, OverflowError) as error:
@@ -40,7 +43,7 @@ class Server:
 
     def _tick(self) -> None:
         while not self._closing.wait(STEP):
-            self._board.tick()
+            self._board.tick(self._read())
 
     def close(self) -> None:
         self._closing.set()

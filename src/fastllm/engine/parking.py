@@ -98,7 +98,8 @@ def blocked_until(endpoint: Endpoint, clock: Clock, seconds: float) -> str:
 async def pay(
     call: Call, endpoint: Endpoint, permit: Permit, clock: Clock, stats: Stats, random: Callable[[], float]
 ) -> bool:
-    """Reserve the most that this attempt can cost. False: money held for others is missing; try again later."""
+    """Reserve the most that this attempt can cost. False: money held for others is missing; try again later. A single
+    call waits for `timeout.queue` at most."""
     try:
         endpoint.reserve(call.request, permit)
         return True
@@ -107,9 +108,13 @@ async def pay(
         if not (isinstance(error, BudgetExceededError) and error.passing):
             raise
     waited = call.excuse(clock.now())
+    queue = None if call.request.priority > 0 else call.timeout.queue
     stats.waiting += 1
     try:
         while not endpoint.affords(call.request):
+            if queue is not None and clock.now() - waited >= queue:
+                text = f"not sent: the money for it was held for others for {queue:g} s (timeout.queue)"
+                raise RateLimitError(text, code="queue_timeout", retry_after=PURSE_WAIT, retryable=False, sent=False)
             await clock.sleep(PURSE_WAIT * (0.5 + random()))
     finally:
         stats.waiting -= 1

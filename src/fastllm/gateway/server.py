@@ -175,12 +175,13 @@ class _Uvicorn(uvicorn.Server):
 
 
 class Server:
-    """Listens for one gateway; `run` it until `stop`. ConfigError at once where its address cannot be had."""
+    """Listens for one gateway, on a socket of its own or a given one; `run` it until `stop`. ConfigError at once where
+    its address cannot be had."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, listening: socket.socket | None = None) -> None:
         options = gateway.options
         self.gateway = gateway
-        self._socket = _bound(options.host, options.port)
+        self._socket = listening or bound(options.host, options.port)
         self.port = int(self._socket.getsockname()[1])
         protocol = type(
             "_BoundProtocol",
@@ -207,8 +208,7 @@ class Server:
     @property
     def origin(self) -> str:
         """`http://host:port`."""
-        host = self.gateway.options.host
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        return origin_of(self.gateway.options.host, self.port)
 
     async def run(self, on_listening: Callable[[str], None] | None = None) -> None:
         """Serve until `stop`, then let requests under way end."""
@@ -249,8 +249,12 @@ class Server:
         return f"<Server {self.origin} {len(self._uvicorn.server_state.connections)} connections>"
 
 
-def _bound(host: str, port: int) -> socket.socket:
-    """Give a listening socket."""
+def origin_of(host: str, port: int) -> str:
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """Give a listening socket. ConfigError where the address cannot be had."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         found = socket.create_server(address[:2], family=family, backlog=BACKLOG)

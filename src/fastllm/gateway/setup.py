@@ -19,6 +19,7 @@ from .app import Gateway
 from .auth import Admissions, Keys, MasterKey
 from .catalog import Catalog, catalog_of
 from .config import GatewayOptions, resolve, retry_of, timeout_of
+from .crew import Member
 from .record import Listener
 
 logger = logging.getLogger("fastllm.gateway")
@@ -71,6 +72,23 @@ def read(flags: Mapping[str, Any], environ: Mapping[str, str], directory: Path |
         catalog=catalog_of(settings, options, environ),
         keys=MasterKey(key, options.namespace) if key is not None else None,
     )
+
+
+def in_crew(setup: Setup, place: Member | None) -> Setup:
+    """Give the setup of one of several processes: limits and budget are those of all of them together."""
+    if place is None:
+        return setup
+    return msgspec.structs.replace(setup, engine=msgspec.structs.replace(setup.engine, leases=place.leases))
+
+
+def check_shared(setup: Setup) -> None:
+    """Raise ConfigError for what several processes cannot serve: a model that would be loaded in each of them."""
+    named = [setup.catalog.default, *setup.catalog.names]
+    for route in setup.settings.routes.values():
+        named += [upstream.model for upstreams in route.tiers for upstream in upstreams]
+    for model in named:
+        if model.startswith((f"{LOCAL}/", f"{LOCAL}:")):
+            raise ConfigError(f"{model} is loaded by one process: leave out --workers, or serve it by a process apart")
 
 
 def open_gateway(

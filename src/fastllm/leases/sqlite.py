@@ -115,9 +115,9 @@ class SQLiteLeases:
             "ORDER BY process",
             (key,),
         ).fetchall()
-        claims = {row[0]: Claim(row[1], row[2], row[3], row[4], row[5], bool(row[6])) for row in rows}
+        claims = {row[0]: Claim(row[1], row[2], row[3], row[4], row[5], bool(row[6]), row[7]) for row in rows}
         mine = claims.get(self._me or 0, Claim())
-        mine.used, mine.want, mine.need, mine.since = ask.used, ask.want, ask.need, ask.since
+        mine.used, mine.want, mine.need, mine.since, mine.spent = ask.used, ask.want, ask.need, ask.since, ask.spent
         claims[self._me or 0] = mine  # the last one to come, where it is new
         part, cap = renewed(
             ask.limit, list(claims.values()), list(claims).index(self._me or 0), whole=ask.whole, spread=ask.spread

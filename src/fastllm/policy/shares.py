@@ -23,7 +23,7 @@ class Claim(msgspec.Struct, array_like=True):
 
     `used` is what it cannot give back now, `want` what it could make use of (with what is used), `need` what it must
     have for its next request, which has waited since `since` (inf: none waits). `gone`: it has ended, and what it holds
-    is free once nobody counts it any more.
+    is free once nobody counts it any more. `spent` of what is used never comes back, as money does not.
     """
 
     part: float = 0.0
@@ -32,6 +32,7 @@ class Claim(msgspec.Struct, array_like=True):
     need: float = 0.0
     since: float = INF
     gone: bool = False
+    spent: float = 0.0
 
 
 def renewed(
@@ -58,13 +59,14 @@ def renewed(
 
 def _targets(limit: float, claims: Sequence[Claim], *, whole: bool, spread: bool) -> list[float]:
     """Give what each should have."""
-    floors = [0.0] * len(claims)
-    left = limit
+    floors = [claim.spent for claim in claims]
+    left = limit - sum(floors)
     for place in sorted(range(len(claims)), key=lambda place: claims[place].since):
         claim = claims[place]
-        if claim.since < INF and claim.need <= left * (1.0 + _DUST):
+        more = claim.need - claim.spent
+        if claim.since < INF and 0.0 < more <= left * (1.0 + _DUST):
             floors[place] = claim.need
-            left -= claim.need
+            left -= more
     wants = [max(floor, claim.want) for floor, claim in zip(floors, claims, strict=True)]
     level = _level(limit, floors, wants)
     targets = [max(floor, min(want, level)) for floor, want in zip(floors, wants, strict=True)]

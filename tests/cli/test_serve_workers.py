@@ -1,0 +1,106 @@
+"""`fastllm serve --workers`: one address, limits and budgets kept together, and nobody who is missed for long."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from fastllm.testing import MockConfig, MockServer, serve_in_thread
+from kits.gateway import KEY
+from kits.serve import FILE, command, data, post, serving, until
+
+HEADER = {"authorization": f"Bearer {KEY}"}
+
+
+@pytest.fixture
+def mock() -> Iterator[MockServer]:
+    with serve_in_thread(MockConfig(api_key="upstream", latency=0.1)) as mock:
+        yield mock
+
+
+def settled(folder: Path, mock: MockServer, more: str = "") -> dict[str, str]:
+    """Write the settings, and give the environment."""
+    (folder / "fastllm.toml").write_text(FILE.format(more=more, base_url=mock.base_url))
+    return {"OURS": "upstream", "FASTLLM_MASTER_KEY": KEY, "XDG_STATE_HOME": str(folder)}
+
+
+def children(pid: int) -> list[int]:
+    """Give the processes that a process has started."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def ask(origin: str, count: int, threads: int = 16) -> list[int]:
+    with ThreadPoolExecutor(threads) as pool:
+        return [status for status, _ in pool.map(lambda i: post(origin, "ours", **HEADER), range(count))]
+
+
+def test_processes_keep_a_limit_together_and_one_that_is_killed_is_replaced(tmp_path: Path, mock: MockServer) -> None:
+    keys = settled(tmp_path, mock)
+    with serving(tmp_path, "--workers", "2", "--concurrency", "3", **keys) as (process, origin):
+        first = children(process.pid)
+        assert len(first) == 2
+        assert set(ask(origin, 60)) == {200}
+        assert mock.stats.most_in_flight == 3
+        address = f"{origin}/dashboard/data"
+        until(lambda: data(address, KEY)["totals"]["counts"]["ok"] == 60)
+        os.kill(first[0], signal.SIGKILL)
+        until(lambda: len(set(children(process.pid)) - set(first)) == 1)
+        until(lambda: set(ask(origin, 20)) == {200})
+        until(lambda: all(data(address, KEY)["totals"]["counts"]["ok"] >= 80 for _ in range(10)))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+
+
+def test_a_budget_is_one_for_all_of_them(tmp_path: Path, mock: MockServer) -> None:
+    keys = settled(tmp_path, mock)
+    prices = tmp_path / "prices.toml"
+    prices.write_text(
+        '[providers.base_url.models."m"]\ninput = 0\noutput = 0\nper_request = 1\nmax_output_tokens = 100\n'
+    )
+    with serving(tmp_path, "--workers", "3", "--budget", "10", "--prices", str(prices), **keys) as (_, origin):
+        got = ask(origin, 60)
+    assert set(got) == {200, 429}
+    assert mock.stats.answered == got.count(200) <= 10
+    assert got.count(200) >= 8  # a dollar or two may be held by a process that gets no more requests
+
+
+def test_sighup_reaches_all_and_sigterm_ends_all_even_where_the_first_one_is_killed(
+    tmp_path: Path, mock: MockServer
+) -> None:
+    keys = settled(tmp_path, mock)
+    with serving(tmp_path, "--workers", "2", **keys) as (process, origin):
+        assert post(origin, "theirs", **HEADER)[0] == 404
+        text = (tmp_path / "fastllm.toml").read_text()
+        (tmp_path / "fastllm.toml").write_text(text.replace("[routes.ours]", "[routes.theirs]"))
+        process.send_signal(signal.SIGHUP)
+        assert process.stderr is not None
+        assert "reloaded" in process.stderr.readline()
+        with ThreadPoolExecutor(8) as pool:
+            until(lambda: set(pool.map(lambda i: post(origin, "theirs", **HEADER)[0], range(16))) == {200})
+        others = children(process.pid)
+        process.kill()
+        until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in others))
+
+
+def test_a_local_model_is_not_loaded_in_each_of_them(tmp_path: Path) -> None:
+    ended = command(tmp_path, "--workers", "2", "--model", "local/smollm2")
+    assert ended.returncode == 2
+    assert "local/smollm2 is loaded by one process" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--workers", "0"), "--workers must be a whole number of at least 1"),
+        (("--workers", "2", "--member", "nonsense"), "leave it out"),
+    ],
+)
+def test_what_cannot_be_is_said(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
+    ended = command(tmp_path, *arguments)
+    assert ended.returncode == 2
+    assert words in ended.stderr
