@@ -15,7 +15,8 @@ from fastllm.gateway.app import Gateway
 from fastllm.gateway.auth import Keys, MasterKey
 from fastllm.gateway.catalog import Catalog
 from fastllm.gateway.config import GatewayOptions
-from fastllm.gateway.record import Record
+from fastllm.gateway.metrics import Metrics
+from fastllm.gateway.record import Listener, Record
 from fastllm.gateway.server import Server
 from fastllm.options import Retry, Timeout
 from fastllm.testing import MockConfig, MockServer
@@ -79,6 +80,7 @@ async def served(
     catalog: Catalog | None = None,
     engine: dict[str, Any] | None = None,
     app: dict[str, Any] | None = None,
+    metrics: Metrics | None = None,
     **options: Any,
 ) -> AsyncIterator[Served]:
     """Serve the mock. `options` are GatewayOptions, `engine` EngineOptions, `app` what the Gateway takes besides."""
@@ -88,9 +90,16 @@ async def served(
         more = {"base_url": upstream.base_url, "api_key": "upstream-key", **(engine or {})}
         more.setdefault("retry", Retry(attempts=3, base=0.01, cap=0.02, reset_base=0.01, retry_after_cap=given.queue))
         more.setdefault("timeout", Timeout(queue=given.queue))
+        listeners: list[Listener] = [records.append]
+        if metrics is not None:
+            more.setdefault("observers", [metrics.counters.saw])
+            listeners.append(metrics.counters)
+            app = {"metrics": metrics.scrape, **(app or {})}
         made = build.engine(EngineOptions(**more))
         found = keys or (MasterKey(key) if key is not None else None)
-        gateway = Gateway(made, given, keys=found, catalog=catalog, listeners=[records.append], **(app or {}))
+        gateway = Gateway(made, given, keys=found, catalog=catalog, listeners=listeners, **(app or {}))
+        if metrics is not None:
+            metrics.watch(gateway)
         server = Server(gateway)
         running = asyncio.create_task(server.run())
         try:

@@ -8,12 +8,14 @@ from contextlib import ExitStack, closing
 from typing import Any
 
 import click
+import msgspec
 
 from .. import build, loop
 from ..errors import ConfigError
 from ..gateway.access import AccessLog
 from ..gateway.app import Gateway
 from ..gateway.beside import Beside
+from ..gateway.metrics import Metrics
 from ..gateway.record import Listener
 from ..gateway.server import Server
 from ..gateway.setup import Setup, check, open_gateway, read, reload
@@ -80,9 +82,10 @@ async def _serve(setup: Setup, tenancy: Tenancy, flags: dict[str, Any]) -> None:
             log = AccessLog(setup.options.access_log)
             stack.callback(log.close)
             listeners.append(log)
-        engine = build.engine(setup.engine)
+        metrics = Metrics()
+        engine = build.engine(msgspec.structs.replace(setup.engine, observers=(metrics.counters.saw,)))
         try:
-            gateway = open_gateway(setup, engine, listeners, tenancy)
+            gateway = open_gateway(setup, engine, listeners, tenancy, metrics)
             server = Server(gateway)
             server.on_signals(lambda: _reload(gateway, tenancy, flags))
             async with Beside(gateway, setup.engine):

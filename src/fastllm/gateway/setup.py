@@ -19,6 +19,7 @@ from .app import Gateway
 from .auth import Admissions, Keys, MasterKey
 from .catalog import Catalog, catalog_of
 from .config import GatewayOptions, resolve, retry_of, timeout_of
+from .metrics import Metrics
 from .record import Listener
 
 logger = logging.getLogger("fastllm.gateway")
@@ -74,13 +75,26 @@ def read(flags: Mapping[str, Any], environ: Mapping[str, str], directory: Path |
 
 
 def open_gateway(
-    setup: Setup, engine: Engine, listeners: Sequence[Listener] = (), admissions: Admissions | None = None
+    setup: Setup,
+    engine: Engine,
+    listeners: Sequence[Listener] = (),
+    admissions: Admissions | None = None,
+    metrics: Metrics | None = None,
 ) -> Gateway:
     """Give the gateway of a setup. ConfigError where it would be open to everybody on the network."""
     setup.options.check_door(has_keys=setup.keys is not None)
-    return Gateway(
-        engine, setup.options, catalog=setup.catalog, keys=setup.keys, admissions=admissions, listeners=listeners
+    gateway = Gateway(
+        engine,
+        setup.options,
+        catalog=setup.catalog,
+        keys=setup.keys,
+        admissions=admissions,
+        listeners=listeners if metrics is None else [*listeners, metrics.counters],
+        metrics=None if metrics is None else metrics.scrape,
     )
+    if metrics is not None:
+        metrics.watch(gateway)
+    return gateway
 
 
 def reload(gateway: Gateway, setup: Setup) -> list[str]:
