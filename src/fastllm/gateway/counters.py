@@ -46,29 +46,26 @@ class Watched(Protocol):
 
 
 class Names:
-    """Labels of one kind: the first `most` names, and "other" for those that come after them."""
+    """Labels of one kind: the first `most` names, and "other" for those that come after them. Nothing is one, too."""
 
-    __slots__ = ("_known", "_most")
+    __slots__ = ("_most", "known")
 
     def __init__(self, most: int = MOST_NAMES) -> None:
-        self._known: dict[str, str] = {"": ""}  # nobody and nothing is a label of its own
+        self.known: dict[str, str] = {"": ""}
         self._most = most + 1
-
-    def get(self, name: str) -> str | None:
-        return self._known.get(name)
 
     def add(self, name: str) -> str:
         """Give the label of a name, which may be a label from now on."""
-        known = self._known.get(name)
+        known = self.known.get(name)
         if known is not None:
             return known
-        if len(self._known) >= self._most or len(name) > LONGEST_NAME or not name.isprintable():
+        if len(self.known) >= self._most or len(name) > LONGEST_NAME or not name.isprintable():
             return OTHER
-        self._known[name] = name
+        self.known[name] = name
         return name
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self.known)
 
 
 class Times:
@@ -80,11 +77,6 @@ class Times:
         self.counts = [0] * (len(BOUNDS) + 1)
         self.total = 0.0
 
-    def add(self, seconds: float) -> None:
-        if 0.0 <= seconds <= _MOST_SECONDS:  # and no NaN
-            self.counts[bisect_left(BOUNDS, seconds)] += 1
-            self.total += seconds
-
 
 class ByRoute:
     """The times of one route."""
@@ -94,6 +86,21 @@ class ByRoute:
     def __init__(self, name: str) -> None:
         self.name = name
         self.whole, self.first_byte, self.overhead = Times(), Times(), Times()
+
+    def add(self, seconds: float, first_byte: float | None, overhead: float | None) -> None:
+        """Book what is known of one request, and is a time."""
+        if 0.0 <= seconds <= _MOST_SECONDS:  # and no NaN
+            times = self.whole
+            times.counts[bisect_left(BOUNDS, seconds)] += 1
+            times.total += seconds
+        if first_byte is not None and 0.0 <= first_byte <= _MOST_SECONDS:
+            times = self.first_byte
+            times.counts[bisect_left(BOUNDS, first_byte)] += 1
+            times.total += first_byte
+        if overhead is not None and 0.0 <= overhead <= _MOST_SECONDS:
+            times = self.overhead
+            times.counts[bisect_left(BOUNDS, overhead)] += 1
+            times.total += overhead
 
 
 class Spent:
@@ -106,14 +113,10 @@ class Spent:
         self.requests = self.prompt = self.completion = self.cached = self.unpriced = 0
         self.cost = 0.0
 
-    def add(self, usage: Usage, cost: float | None) -> None:
-        prompt, completion = usage.prompt_tokens, usage.completion_tokens
-        if 0 < prompt <= MOST_TOKENS:
-            self.prompt += prompt
-            if usage.prompt_tokens_details is not None or usage.input_tokens_details is not None:
-                self.cached += max(0, min(usage.cached_tokens, prompt))
-        if 0 < completion <= MOST_TOKENS:
-            self.completion += completion
+    def add(self, prompt: int, completion: int, cached: int, cost: float | None) -> None:
+        self.prompt += prompt
+        self.completion += completion
+        self.cached += cached
         if cost is None:
             self.unpriced += 1
         elif 0.0 < cost <= _MOST_USD:
@@ -130,15 +133,25 @@ class Sums:
 
     def add(self, *key: str | int) -> None:
         counts = self.counts
-        found = counts.get(key)
-        if found is None:
+        try:
+            counts[key] += 1
+        except KeyError:
             if len(counts) >= MOST_SERIES:
                 key = tuple(OTHER if isinstance(part, str) else part for part in key)
-            found = counts.get(key, 0)
-        counts[key] = found + 1
+            counts[key] = counts.get(key, 0) + 1
 
     def items(self) -> Sequence[tuple[tuple[str | int, ...], int]]:
         return list(self.counts.items())
+
+
+def _tokens(usage: Usage) -> tuple[int, int, int]:
+    """Give the tokens of prompt and answer, and those of the prompt that the provider had kept."""
+    prompt, completion, cached = usage.prompt_tokens, usage.completion_tokens, 0
+    if not (0 <= prompt <= MOST_TOKENS and 0 <= completion <= MOST_TOKENS):
+        prompt, completion = max(0, min(prompt, MOST_TOKENS)), max(0, min(completion, MOST_TOKENS))
+    if usage.prompt_tokens_details is not None or usage.input_tokens_details is not None:
+        cached = max(0, min(usage.cached_tokens, prompt))
+    return prompt, completion, cached
 
 
 class Counters:
@@ -165,27 +178,25 @@ class Counters:
 
     def __call__(self, record: Record) -> None:
         route = self.routes.get(record.route) or self._route(record.route)
-        model = self.models.get(record.model) or self._model(record)
-        cached = record.cached
-        status = record.status
+        model = self.models.known.get(record.model) or self._model(record)
+        status, cached, endpoint = record.status, record.cached, record.endpoint
         self.requests.add(route.name, model, status if 100 <= status < 600 else 0, cached)
-        route.whole.add(record.seconds)
-        if record.first_byte is not None:
-            route.first_byte.add(record.first_byte)
-            if record.overhead is not None:
-                route.overhead.add(record.overhead)
-        key = self._spent(self.by_key, self.keys.add(record.tenant)) if record.tenant else None
-        if key is not None:
+        route.add(record.seconds, record.first_byte, record.overhead)
+        key = None
+        if record.tenant:
+            key = self.by_key.get(record.tenant) or self._spent(self.by_key, self.keys.add(record.tenant))
             key.requests += 1
         if record.kind:
             self._failed(record, route.name)
-        elif record.endpoint and not cached and status < 400:
-            self.attempts.add(self.endpoints.add(record.endpoint), OK)
+        elif endpoint and not cached and status < 400:
+            self.attempts.add(self.endpoints.known.get(endpoint) or self.endpoints.add(endpoint), OK)
         usage = record.usage
         if usage is not None and not cached:  # what was kept is used and paid once
-            self._spent(self.by_model, model).add(usage, record.cost)
+            prompt, completion, cached_tokens = _tokens(usage)
+            cost = record.cost
+            (self.by_model.get(model) or self._spent(self.by_model, model)).add(prompt, completion, cached_tokens, cost)
             if key is not None:
-                key.add(usage, record.cost)
+                key.add(prompt, completion, cached_tokens, cost)
 
     def saw(self, event: Event) -> None:
         """Count an attempt that failed; how requests end is told by their records."""
@@ -232,7 +243,7 @@ class Counters:
 
     def endpoint(self, name: str) -> str:
         """Give the label of an endpoint, whose name may be a model's that a client made up."""
-        known = self.endpoints.get(name)
+        known = self.endpoints.known.get(name)
         if known is not None:
             return known
         if any(endpoint.name == name for endpoint in self._named()):
@@ -259,7 +270,7 @@ class Counters:
             for endpoint in self._named():
                 self.endpoints.add(endpoint.name)
             for endpoint in self.gateway.engine.router.endpoints:
-                found.setdefault(self.endpoints.get(endpoint.name) or OTHER, []).append(endpoint)
+                found.setdefault(self.endpoints.known.get(endpoint.name) or OTHER, []).append(endpoint)
         return found
 
     def __repr__(self) -> str:

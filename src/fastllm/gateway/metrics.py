@@ -52,8 +52,9 @@ class Metrics:
         """Give all metrics and their type: OpenMetrics where `accept` names it. Any thread may ask."""
         with self._lock:
             if "application/openmetrics-text" in accept:
-                return openmetrics.generate_latest(self._registry), openmetrics.CONTENT_TYPE_LATEST
-            return generate_latest(self._registry), TEXT  # type: ignore[no-untyped-call]
+                text: bytes = openmetrics.generate_latest(self._registry)  # type: ignore[no-untyped-call]
+                return text, openmetrics.CONTENT_TYPE_LATEST
+            return generate_latest(self._registry), TEXT
 
     def __repr__(self) -> str:
         return f"<Metrics {self.counters!r}>"
