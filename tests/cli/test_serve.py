@@ -67,6 +67,11 @@ def post(origin: str, model: str, **headers: str) -> tuple[int, bytes]:
             return error.code, error.read()
 
 
+def get(origin: str, path: str, **headers: str) -> str:
+    with urllib.request.urlopen(urllib.request.Request(f"{origin}{path}", headers=headers), timeout=20) as answer:
+        return str(answer.read(), "utf-8")
+
+
 def test_it_serves_reads_its_settings_again_on_sighup_and_ends_on_sigterm(tmp_path: Path) -> None:
     with serve_in_thread(MockConfig(api_key="upstream")) as mock:
         path = tmp_path / "fastllm.toml"
@@ -86,11 +91,15 @@ def test_it_serves_reads_its_settings_again_on_sighup_and_ends_on_sigterm(tmp_pa
             assert "reloaded" in process.stderr.readline()
             assert post(origin, "theirs", authorization=f"Bearer {KEY}")[0] == 200
             assert post(origin, "ours", authorization=f"Bearer {KEY}")[0] == 404
+            counted = get(origin, "/metrics", authorization=f"Bearer {KEY}")
+            asked = 'fastllm_requests_total{cached="false",model="ours",route="/chat/completions",status="200"} 2.0'
+            assert asked in counted and "fastllm_endpoint_attempts_total" in counted
+            assert KEY not in counted and "upstream" not in counted
             process.send_signal(signal.SIGTERM)
             assert process.wait(timeout=20) == 0
             assert process.stderr.read() == ""
         lines = (tmp_path / "access.log").read_text().splitlines()
-        assert [json.loads(line)["status"] for line in lines] == [401, 200, 404, 200, 200, 404]
+        assert [json.loads(line)["status"] for line in lines] == [401, 200, 404, 200, 200, 404, 200]
         assert KEY not in "".join(lines) and "upstream" not in "".join(lines)
 
 
