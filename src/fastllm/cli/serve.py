@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import ExitStack, closing
-from typing import Any
+from contextlib import ExitStack, closing, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
 from .. import build, loop
+from ..engine.events import Observer
 from ..errors import ConfigError
 from ..gateway.access import AccessLog
 from ..gateway.app import Gateway
@@ -23,12 +24,20 @@ from ..gateway.tenancy import Tenancy
 from .options import PAYING, SENDING, check_model, setting_options, settings_of
 from .say import Saying, say
 
+if TYPE_CHECKING:
+    from ..contrib.otel import OpenTelemetry
+
+OTEL = "fastllm.contrib.otel_export:exporting"  # loaded where it is wanted: it needs packages of its own
+
 
 @click.command("serve")
 @click.option("--host", help="Address to listen on. [default: 127.0.0.1]", metavar="ADDRESS")
 @click.option("--port", type=int, help="Port to listen on; 0: any free one. [default: 4000]", metavar="N")
 @click.option("--check", "only_check", is_flag=True, help="Say what would be served, and what is wrong; serve nothing.")
 @click.option("--access-log", help="File for a line of JSON for each request; -: standard error.", metavar="FILE")
+@click.option(
+    "--otel", is_flag=True, default=None, help="Send OpenTelemetry spans and metrics where OTEL_* variables say."
+)
 @setting_options(
     "model",
     *SENDING,
@@ -43,22 +52,24 @@ def command(only_check: bool, **flags: Any) -> int:
     again. The master key is taken from FASTLLM_MASTER_KEY; without one only this machine is served."""
     check_model(settings_of(flags))
     setup = read(flags, os.environ)  # what is wrong there is said before any file is made
+    telemetry = build.load(OTEL)(setup.settings["base_url"]) if setup.options.otel else nullcontext()
     with closing(Tenancy(setup.settings["db"])) as tenancy:
         setup = tenancy.join(setup)
         lines = loop.run(check(setup))
         if only_check:
             _show(setup, lines)
             return 0
-        return _command(setup, tenancy, flags)
+        with telemetry as told:
+            return _command(setup, tenancy, flags, told)
 
 
-def _command(setup: Setup, tenancy: Tenancy, flags: dict[str, Any]) -> int:
+def _command(setup: Setup, tenancy: Tenancy, flags: dict[str, Any], telemetry: OpenTelemetry | None) -> int:
     logger = logging.getLogger("fastllm")
     saying = Saying()
     logger.addHandler(saying)
     try:
         with loop.own_process():
-            loop.run(_serve(setup, tenancy, flags))
+            loop.run(_serve(setup, tenancy, flags, telemetry))
     except KeyboardInterrupt:
         return 130
     finally:
@@ -75,18 +86,25 @@ def _show(setup: Setup, lines: list[str]) -> None:
     click.echo(f"models: {', '.join(setup.catalog.names) or 'none'}")
 
 
-async def _serve(setup: Setup, tenancy: Tenancy, flags: dict[str, Any]) -> None:
+async def _serve(setup: Setup, tenancy: Tenancy, flags: dict[str, Any], telemetry: OpenTelemetry | None) -> None:
+    metrics = Metrics()
+    listeners: list[Listener] = [tenancy.add]
+    observers: list[Observer] = [metrics.counters.saw]
+    around = None
+    if telemetry is not None:
+        observers.append(telemetry)
+        serving = telemetry.serving()
+        listeners.append(serving.tell)
+        around = serving.around
     with ExitStack() as stack:
-        listeners: list[Listener] = [tenancy.add]
         if setup.options.access_log is not None:
             log = AccessLog(setup.options.access_log)
             stack.callback(log.close)
             listeners.append(log)
-        metrics = Metrics()
-        engine = build.engine(msgspec.structs.replace(setup.engine, observers=(metrics.counters.saw,)))
+        engine = build.engine(msgspec.structs.replace(setup.engine, observers=observers))
         try:
             gateway = open_gateway(setup, engine, listeners, tenancy, metrics)
-            server = Server(gateway)
+            server = Server(gateway, around(gateway) if around is not None else None)
             server.on_signals(lambda: _reload(gateway, tenancy, flags))
             async with Beside(gateway, setup.engine):
                 await server.run(lambda origin: say(f"listening on {origin}"))

@@ -78,7 +78,7 @@ class OpenTelemetry:
         base_url: str | None = None,
         strangers: bool = False,
     ) -> None:
-        self.tracer = trace.get_tracer("fastllm", __version__, tracer_provider)
+        self._tracer = trace.get_tracer("fastllm", __version__, tracer_provider)
         meter = metrics.get_meter("fastllm", __version__, meter_provider)
         self._duration = meter.create_histogram(
             "gen_ai.client.operation.duration",
@@ -103,6 +103,10 @@ class OpenTelemetry:
             self._span(event, common)
             self._measure(event, common)
 
+    def serving(self) -> Serving:
+        """Give what makes spans of the requests that a gateway serves."""
+        return Serving(self._tracer)
+
     def _common(self, event: RequestDone) -> Attributes:
         """Give the attributes that spans and metrics share; the model is still as it was asked for."""
         request, response, error = event.request, event.response, event.error
@@ -124,7 +128,7 @@ class OpenTelemetry:
     def _span(self, event: RequestDone, common: Attributes) -> None:
         ended = time.time_ns()
         name = f"{common['gen_ai.operation.name']} {common['gen_ai.request.model']}".strip()
-        span = self.tracer.start_span(
+        span = self._tracer.start_span(
             name, kind=SpanKind.CLIENT, attributes=common, start_time=ended - int(event.seconds * 1e9)
         )
         if span.is_recording():
@@ -253,8 +257,8 @@ class Serving:
     for it stands below. Requests for health and metrics have none.
     """
 
-    def __init__(self, telemetry: OpenTelemetry) -> None:
-        self._tracer = telemetry.tracer
+    def __init__(self, tracer: trace.Tracer) -> None:
+        self._tracer = tracer
         self._fields = frozenset(name.encode() for name in propagate.get_global_textmap().fields)
 
     def around(self, app: ASGI) -> ASGI:

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..errors import ConfigError, MissingExtra
 from .app import Gateway
-from .exchange import ABORT, AT_ONCE
+from .exchange import ABORT, ASGI, AT_ONCE
 from .faces import OPENAI, Fault, Pairs
 
 try:
@@ -175,9 +175,10 @@ class _Uvicorn(uvicorn.Server):
 
 
 class Server:
-    """Listens for one gateway; `run` it until `stop`. ConfigError at once where its address cannot be had."""
+    """Listens for one gateway; `run` it until `stop`. ConfigError at once where its address cannot be had. `app` stands
+    around the gateway, where something does."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, app: ASGI | None = None) -> None:
         options = gateway.options
         self.gateway = gateway
         self._socket = _bound(options.host, options.port)
@@ -189,7 +190,7 @@ class Server:
         )
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
-                gateway,
+                app or gateway,
                 http=protocol,
                 ws="none",
                 lifespan="off",

@@ -32,6 +32,7 @@ _FIXED = (
     "idle_seconds",
     "drain",
     "access_log",
+    "otel",
     "master_key_env",
     "data_dir",
     "file_bytes",
