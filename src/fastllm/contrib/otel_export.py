@@ -8,7 +8,9 @@ What they say is the SDK's own business, but for these: OTEL_TRACES_EXPORTER and
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import entry_points
 from typing import Any
@@ -25,6 +27,7 @@ try:
 except ImportError:
     raise MissingExtra("exporting needs OpenTelemetry's SDK: pip install 'fastllm[otel]'") from None
 
+PATIENCE = 5.0  # seconds for what is left at the end
 _PROTOCOLS = {"http/protobuf": "otlp_proto_http", "grpc": "otlp_proto_grpc"}
 
 
@@ -42,8 +45,17 @@ def exporting(base_url: str | None = None, environ: Mapping[str, str] = os.envir
     try:
         yield OpenTelemetry(tracer_provider=tracers, meter_provider=meters, base_url=base_url, strangers=True)
     finally:
-        tracers.shutdown()
-        meters.shutdown()
+        _end(tracers.shutdown, meters.shutdown)
+
+
+def _end(*shutdowns: Callable[[], object]) -> None:
+    """Send what is left, all at once; a collector that does not answer must not hold up the end of the program."""
+    threads = [threading.Thread(target=end, name="fastllm-otel-end", daemon=True) for end in shutdowns]
+    for thread in threads:
+        thread.start()
+    until = time.monotonic() + PATIENCE
+    for thread in threads:
+        thread.join(max(0.0, until - time.monotonic()))
 
 
 def exporters(signal: str, environ: Mapping[str, str]) -> list[Any]:
