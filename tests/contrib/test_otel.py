@@ -19,8 +19,10 @@ from opentelemetry.trace import SpanKind, StatusCode
 from fastllm import AsyncFastLLM, FastLLM, LLMError, Retry
 from fastllm.contrib.otel import SECONDS, TOKENS, OpenTelemetry, place_of
 from fastllm.contrib.otel_export import exporters
+from fastllm.engine.events import RequestDone
 from fastllm.errors import ConfigError
 from fastllm.testing import MockConfig, MockServer, serve_in_thread
+from fastllm.types import Request
 from kits.gateway import BODY, KEY, served
 
 CANARY = "canary-4711"
@@ -208,6 +210,34 @@ async def test_a_requests_traceparent_is_continued_through_the_gateway(told: Tol
         assert trace.get_current_span() is trace.INVALID_SPAN
         everything = "".join(span.to_json() for span in told.spans)
         assert CANARY not in everything and KEY not in everything and "upstream-key" not in everything
+
+
+async def test_work_that_outlives_its_request_has_a_trace_of_its_own_with_a_link(told: Told) -> None:
+    """As the rows of a batch do: hundred thousand spans in the trace of the request that began it are of no use."""
+    observer = told.observer()
+    answered, rows = asyncio.Event(), []
+    request = Request(body=b"{}", model="m", path="/chat/completions")
+    done = RequestDone(request=request, response=None, error=LLMError("no"), seconds=0.5)
+
+    async def row() -> None:
+        observer(done)
+        await answered.wait()
+        observer(done)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        rows.append(asyncio.create_task(row()))
+        await asyncio.sleep(0)
+
+    scope: Any = {"type": "http", "method": "POST", "path": "/batches", "headers": []}
+    nothing: Any = None
+    await observer.serving().around(app)(scope, nothing, nothing)
+    answered.set()
+    await rows[0]
+    during, request_span, after = told.spans
+    assert during.parent is not None and during.parent.span_id == request_span.context.span_id
+    assert after.parent is None and [link.context.span_id for link in after.links] == [request_span.context.span_id]
+    assert after.end_time is not None and after.start_time is not None
+    assert after.end_time - after.start_time == 500_000_000
 
 
 async def test_a_wrong_traceparent_begins_a_trace_of_its_own(told: Told) -> None:

@@ -128,9 +128,9 @@ class OpenTelemetry:
     def _span(self, event: RequestDone, common: Attributes) -> None:
         ended = time.time_ns()
         name = f"{common['gen_ai.operation.name']} {common['gen_ai.request.model']}".strip()
-        span = self._tracer.start_span(
-            name, kind=SpanKind.CLIENT, attributes=common, start_time=ended - int(event.seconds * 1e9)
-        )
+        began = ended - int(event.seconds * 1e9)
+        above, links = _above()
+        span = self._tracer.start_span(name, above, SpanKind.CLIENT, common, links, began)
         if span.is_recording():
             span.set_attributes(_told(event))
             if event.error is not None:
@@ -243,11 +243,23 @@ class Ended(Protocol):
 
 
 class _Serving(msgspec.Struct, eq=False):
+    """One request of a gateway's client."""
+
     span: Span
     task: Any
+    ended: bool = False
 
 
 _serving: ContextVar[_Serving | None] = ContextVar("fastllm_serving", default=None)
+
+
+def _above() -> tuple[context.Context | None, list[trace.Link]]:
+    """Give where a request stands, None for what is current. A batch goes on when the request that began it has ended:
+    its rows have traces of their own, with a link, because a trace of a hundred thousand spans is of no use."""
+    serving = _serving.get()
+    if serving is None or not serving.ended:
+        return None, []
+    return context.Context(), [trace.Link(serving.span.get_span_context())]
 
 
 class Serving:
@@ -272,13 +284,15 @@ class Serving:
                 return
             parent = propagate.extract(self._carrier(scope))
             span = self._tracer.start_span(scope["method"][:20], context=parent, kind=SpanKind.SERVER)
-            here = _serving.set(_Serving(span, asyncio.current_task()))
+            serving = _Serving(span, asyncio.current_task())
+            here = _serving.set(serving)
             token = context.attach(trace.set_span_in_context(span, parent))
             try:
                 await app(scope, receive, send)
             finally:
                 context.detach(token)
                 _serving.reset(here)
+                serving.ended = True
                 span.end()
 
         return traced
