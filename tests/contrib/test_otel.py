@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -283,3 +285,16 @@ def test_exporters_are_named_by_the_standard_variables() -> None:
     ):
         with pytest.raises(ConfigError, match=says):
             names(**wrong)
+
+
+@pytest.mark.parametrize(("missing", "module"), [("opentelemetry", "otel"), ("opentelemetry.sdk", "otel_export")])
+def test_without_its_packages_the_message_says_what_to_install(missing: str, module: str) -> None:
+    code = f"import sys; sys.modules[{missing!r}] = None; import fastllm.contrib.{module}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "MissingExtra" in done.stderr and "pip install 'fastllm[otel]'" in done.stderr
+
+
+def test_a_client_needs_no_sdk() -> None:
+    code = "import sys; import fastllm.contrib.otel; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "opentelemetry.sdk" not in done.stdout.split()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -276,3 +278,9 @@ def test_however_many_names_come_the_number_of_series_has_a_bound() -> None:
 def test_whoever_asks_for_no_openmetrics_gets_the_usual_text(accept: str) -> None:
     text, kind = Metrics().scrape(accept)
     assert kind.startswith("text/plain") and parsed(text)
+
+
+def test_without_its_library_the_message_says_what_to_install() -> None:
+    code = "import sys; sys.modules['prometheus_client'] = None; import fastllm.gateway.metrics"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "MissingExtra" in done.stderr and "pip install 'fastllm[gateway]'" in done.stderr
