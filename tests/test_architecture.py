@@ -46,6 +46,8 @@ ONE_PLACE = {
     "starlette": ("gateway/",),
     "python_multipart": ("gateway/multipart.py",),
     "uvicorn": ("gateway/server.py",),
+    "prometheus_client": ("gateway/metrics.py", "gateway/metrics_sum.py"),
+    "opentelemetry": ("contrib/otel.py", "contrib/otel_export.py"),
     "pyarrow": ("formats/parquet.py",),
     "fsspec": ("formats/remote.py",),
     "ray": ("distributed/",),

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
 import urllib.error
 import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from fastllm.testing import MockConfig, serve_in_thread
 from kits.gateway import KEY
 from kits.serve import FILE, command, post, serving
+
+
+def get(origin: str, path: str, **headers: str) -> str:
+    with urllib.request.urlopen(urllib.request.Request(f"{origin}{path}", headers=headers), timeout=20) as answer:
+        return str(answer.read(), "utf-8")
 
 
 def test_it_serves_reads_its_settings_again_on_sighup_and_ends_on_sigterm(tmp_path: Path) -> None:
@@ -34,11 +42,15 @@ def test_it_serves_reads_its_settings_again_on_sighup_and_ends_on_sigterm(tmp_pa
             assert "reloaded" in process.stderr.readline()
             assert post(origin, "theirs", authorization=f"Bearer {KEY}")[0] == 200
             assert post(origin, "ours", authorization=f"Bearer {KEY}")[0] == 404
+            counted = get(origin, "/metrics", authorization=f"Bearer {KEY}")
+            asked = 'fastllm_requests_total{cached="false",model="ours",route="/chat/completions",status="200"} 2.0'
+            assert asked in counted and "fastllm_endpoint_attempts_total" in counted
+            assert KEY not in counted and "upstream" not in counted
             process.send_signal(signal.SIGTERM)
             assert process.wait(timeout=20) == 0
             assert process.stderr.read() == ""
         lines = (tmp_path / "access.log").read_text().splitlines()
-        assert [json.loads(line)["status"] for line in lines] == [401, 200, 404, 200, 200, 404]
+        assert [json.loads(line)["status"] for line in lines] == [401, 200, 404, 200, 200, 404, 200]
         assert KEY not in "".join(lines) and "upstream" not in "".join(lines)
 
 
@@ -76,3 +88,55 @@ def test_ctrl_c_ends_it(tmp_path: Path) -> None:
             assert answer.status == 200
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=20) == 0
+
+
+class Collector(BaseHTTPRequestHandler):
+    """Takes what is exported over OTLP/HTTP."""
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.server.taken.append((self.path, body))  # type: ignore[attr-defined]
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, *of: object) -> None:
+        pass
+
+
+def test_with_otel_spans_and_metrics_go_where_the_standard_variables_say(tmp_path: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as collector, serve_in_thread(MockConfig()) as mock:
+        taken: list[tuple[str, bytes]] = []
+        collector.taken = taken  # type: ignore[attr-defined]
+        thread = threading.Thread(target=collector.serve_forever)
+        thread.start()
+        try:
+            (tmp_path / "fastllm.toml").write_text(FILE.format(more="otel = true", base_url=mock.base_url))
+            more = {"OURS": "upstream", "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.server_port}"}
+            with serving(tmp_path, **more) as (process, origin):
+                parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+                assert post(origin, "ours", traceparent=parent)[0] == 200
+                process.send_signal(signal.SIGTERM)  # what is left is sent at the end
+                assert process.wait(timeout=20) == 0
+                assert process.stderr is not None and process.stderr.read() == ""
+        finally:
+            collector.shutdown()
+            thread.join()
+    spans = [
+        span
+        for path, body in taken
+        if path == "/v1/traces"
+        for resource in ExportTraceServiceRequest.FromString(body).resource_spans
+        for scope in resource.scope_spans
+        for span in scope.spans
+    ]
+    assert sorted(span.name for span in spans) == ["POST /chat/completions", "chat ours"]
+    assert {span.trace_id.hex() for span in spans} == {"0af7651916cd43dd8448eb211c80319c"}
+    metrics = b"".join(body for path, body in taken if path == "/v1/metrics")
+    assert b"gen_ai.client.operation.duration" in metrics and b"fastllm" in metrics
+    assert b"upstream" not in b"".join(body for _, body in taken)
+
+
+def test_otel_that_cannot_be_had_is_said_at_once(tmp_path: Path) -> None:
+    done = command(tmp_path, "--port", "0", "--otel", OTEL_TRACES_EXPORTER="nonsense")
+    assert done.returncode == 2 and "no exporter 'nonsense'" in done.stderr and "Traceback" not in done.stderr

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from fastllm.testing import MockConfig, MockServer, serve_in_thread
 from kits.gateway import KEY
@@ -39,6 +41,14 @@ def ask(origin: str, count: int, threads: int = 16) -> list[int]:
         return [status for status, _ in pool.map(lambda i: post(origin, "ours", **HEADER), range(count))]
 
 
+def answered(origin: str) -> float:
+    """Give how many requests /metrics tells of."""
+    with urllib.request.urlopen(urllib.request.Request(f"{origin}/metrics", headers=HEADER), timeout=20) as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+    samples = [sample for family in families if family.name == "fastllm_requests" for sample in family.samples]
+    return sum(sample.value for sample in samples if sample.labels["status"] == "200" and sample.labels["model"])
+
+
 def test_processes_keep_a_limit_together_and_one_that_is_killed_is_replaced(tmp_path: Path, mock: MockServer) -> None:
     keys = settled(tmp_path, mock)
     with serving(tmp_path, "--workers", "2", "--concurrency", "3", **keys) as (process, origin):
@@ -48,10 +58,12 @@ def test_processes_keep_a_limit_together_and_one_that_is_killed_is_replaced(tmp_
         assert mock.stats.most_in_flight == 3
         address = f"{origin}/dashboard/data"
         until(lambda: data(address, KEY)["totals"]["counts"]["ok"] == 60)
+        until(lambda: all(answered(origin) == 60 for _ in range(10)))  # both have told of theirs
         os.kill(first[0], signal.SIGKILL)
         until(lambda: len(set(children(process.pid)) - set(first)) == 1)
         until(lambda: set(ask(origin, 20)) == {200})
         until(lambda: all(data(address, KEY)["totals"]["counts"]["ok"] >= 80 for _ in range(10)))
+        until(lambda: answered(origin) >= 80)
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
 

@@ -155,7 +155,7 @@ async def test_without_keys_no_page_of_a_browser_gets_in_under_another_name(
 
 async def test_metrics_are_for_the_master_key() -> None:
     keys = Tenants(Tenant(id="a"), Tenant(id="root", is_master=True))
-    async with served(keys=keys, app={"metrics": lambda: b"up 1\n"}) as gate:
+    async with served(keys=keys, app={"metrics": lambda accept: (b"up 1\n", "text/plain")}) as gate:
         assert (await gate.get("/metrics", x_api_key="a")).status == 403
         answer = await gate.get("/metrics", x_api_key="root")
         assert answer.body == b"up 1\n" and answer.headers["content-type"].startswith("text/plain")

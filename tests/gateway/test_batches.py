@@ -219,7 +219,7 @@ async def test_tenants_do_not_share_answers_that_are_kept(tmp_path: Path) -> Non
         for client, total in ((alice, 1), (alice, 1), (bob, 2)):
             assert (await ended(client, (await begun(client, [GOOD])).id)).status == "completed"
             assert gate.mock.stats.requests == total
-        told = [(record.tenant, record.cached) for record in gate.records if record.route == "/batches"]
+        told = [(record.tenant, record.cached) for record in gate.records if record.route == "/batches/rows"]
         assert told == [("alice", False), ("alice", True), ("bob", False)]
 
 

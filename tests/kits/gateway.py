@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,7 +15,9 @@ from fastllm.gateway.app import Gateway
 from fastllm.gateway.auth import Keys, MasterKey
 from fastllm.gateway.catalog import Catalog
 from fastllm.gateway.config import GatewayOptions
-from fastllm.gateway.record import Record
+from fastllm.gateway.exchange import ASGI
+from fastllm.gateway.metrics import Metrics
+from fastllm.gateway.record import Listener, Record
 from fastllm.gateway.server import Server
 from fastllm.options import Retry, Timeout
 from fastllm.testing import MockConfig, MockServer
@@ -79,19 +81,30 @@ async def served(
     catalog: Catalog | None = None,
     engine: dict[str, Any] | None = None,
     app: dict[str, Any] | None = None,
+    metrics: Metrics | None = None,
+    listeners: Sequence[Listener] = (),
+    around: Callable[[ASGI], ASGI] | None = None,
     **options: Any,
 ) -> AsyncIterator[Served]:
-    """Serve the mock. `options` are GatewayOptions, `engine` EngineOptions, `app` what the Gateway takes besides."""
+    """Serve the mock. `options` are GatewayOptions, `engine` EngineOptions, `app` what the Gateway takes besides,
+    `around` what stands around it."""
     records: list[Record] = []
     async with MockServer(mock) as upstream:
         given = GatewayOptions(**{"port": 0, **options})
         more = {"base_url": upstream.base_url, "api_key": "upstream-key", **(engine or {})}
         more.setdefault("retry", Retry(attempts=3, base=0.01, cap=0.02, reset_base=0.01, retry_after_cap=given.queue))
         more.setdefault("timeout", Timeout(queue=given.queue))
+        listeners = [records.append, *listeners]
+        if metrics is not None:
+            more.setdefault("observers", [metrics.counters.saw])
+            listeners.append(metrics.counters)
+            app = {"metrics": metrics.scrape, **(app or {})}
         made = build.engine(EngineOptions(**more))
         found = keys or (MasterKey(key) if key is not None else None)
-        gateway = Gateway(made, given, keys=found, catalog=catalog, listeners=[records.append], **(app or {}))
-        server = Server(gateway)
+        gateway = Gateway(made, given, keys=found, catalog=catalog, listeners=listeners, **(app or {}))
+        if metrics is not None:
+            metrics.watch(gateway)
+        server = Server(gateway, around(gateway) if around is not None else None)
         running = asyncio.create_task(server.run())
         try:
             yield Served(upstream, gateway, server, records)

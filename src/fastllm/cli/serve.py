@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import tempfile
-from contextlib import ExitStack, closing
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .. import build, loop
-from ..dashboard.ended import Ended
-from ..dashboard.reading import Reading
-from ..dashboard.shared import Shared
-from ..errors import ConfigError
-from ..gateway.access import AccessLog
-from ..gateway.app import OPERATIONS, Gateway
-from ..gateway.beside import Beside
+from .. import loop
 from ..gateway.crew import Crew, Member
-from ..gateway.record import Listener
-from ..gateway.server import Server, bound, origin_of
-from ..gateway.setup import Setup, check, check_shared, in_crew, open_gateway, read, reload
+from ..gateway.server import bound, origin_of
+from ..gateway.setup import Setup, check, check_shared, read
 from ..gateway.tenancy import Tenancy
 from ..worker import checked_size
-from .gateway_page import gateway_dashboard, reading_of_gateway
 from .options import PAYING, SENDING, check_model, setting_options, settings_of
-from .say import Saying, say
+from .say import say
+from .serving import Serving, say_where
 
 
 @click.command("serve")
@@ -36,6 +27,9 @@ from .say import Saying, say
 @click.option("--port", type=int, help="Port to listen on; 0: any free one. [default: 4000]", metavar="N")
 @click.option("--check", "only_check", is_flag=True, help="Say what would be served, and what is wrong; serve nothing.")
 @click.option("--access-log", help="File for a line of JSON for each request; -: standard error.", metavar="FILE")
+@click.option(
+    "--otel", is_flag=True, default=None, help="Send OpenTelemetry spans and metrics where OTEL_* variables say."
+)
 @click.option("--member", hidden=True)
 @setting_options(
     "model",
@@ -60,44 +54,14 @@ def command(only_check: bool, member: str | None, **flags: Any) -> int:
     with closing(Tenancy(setup.settings["db"])) as tenancy:
         setup = tenancy.join(setup)
         if place is not None:
-            return _command(setup, tenancy, flags, place)
+            return Serving(setup, tenancy, flags, place).run()
         lines = loop.run(check(setup))
         if only_check:
             _show(setup, lines)
             return 0
         if size == 1:
-            return _command(setup, tenancy, flags, None)
+            return Serving(setup, tenancy, flags).run()
     return _crew(setup, size)
-
-
-def _crew(setup: Setup, size: int) -> int:
-    """Serve from several processes."""
-    options = setup.options
-    with bound(options.host, options.port) as listening, tempfile.TemporaryDirectory(prefix="fastllm-serve-") as folder:
-        origin = origin_of(options.host, listening.getsockname()[1])
-        crew = Crew([sys.executable, "-m", "fastllm.cli", *sys.argv[1:], "--member"], size, listening, Path(folder))
-        status = crew.run(lambda: _say_where(origin))
-    if status:
-        say("fastllm: error: the processes that serve died; what they said stands above")
-    return status
-
-
-def _say_where(origin: str) -> None:
-    say(f"listening on {origin}\ndashboard: {origin}/dashboard")
-
-
-def _command(setup: Setup, tenancy: Tenancy, flags: dict[str, Any], place: Member | None) -> int:
-    logger = logging.getLogger("fastllm")
-    saying = Saying()
-    logger.addHandler(saying)
-    try:
-        with loop.own_process():
-            loop.run(_serve(setup, tenancy, flags, place))
-    except KeyboardInterrupt:
-        return 130
-    finally:
-        logger.removeHandler(saying)
-    return 0
 
 
 def _show(setup: Setup, lines: list[str]) -> None:
@@ -109,49 +73,13 @@ def _show(setup: Setup, lines: list[str]) -> None:
     click.echo(f"models: {', '.join(setup.catalog.names) or 'none'}")
 
 
-async def _serve(setup: Setup, tenancy: Tenancy, flags: dict[str, Any], place: Member | None) -> None:
-    with ExitStack() as stack:
-        ended = Ended(OPERATIONS)
-        listeners: list[Listener] = [tenancy.add, ended]
-        if setup.options.access_log is not None:
-            log = AccessLog(setup.options.access_log)
-            stack.callback(log.close)
-            listeners.append(log)
-        setup = in_crew(setup, place)
-        engine = build.engine(setup.engine)
-        try:
-            gateway = open_gateway(setup, engine, listeners, tenancy)
-            server = Server(gateway, None if place is None else place.socket())
-            server.on_signals(lambda: _reload(gateway, tenancy, flags, place))
-            beside = Beside(gateway, setup.engine)
-            title = f"gateway {server.origin.partition('://')[2]}"
-            shared = None if place is None else Shared(Path(place.folder) / "readings", place.index)
-
-            def look() -> Reading:
-                return reading_of_gateway(gateway, beside, tenancy, ended)
-
-            def serves(origin: str) -> None:
-                if place is None:
-                    return _say_where(origin)
-                place.follow(server.stop)
-                place.ready()
-
-            async with beside, gateway_dashboard(gateway, look, title, shared):
-                await server.run(serves)
-        finally:
-            await engine.aclose()
-
-
-def _reload(gateway: Gateway, tenancy: Tenancy, flags: dict[str, Any], place: Member | None) -> None:
-    """Read the settings again; where they are wrong, everything stays as it is. Of several processes one says so."""
-    tell = say if place is None or not place.index else _nothing
-    try:
-        left = reload(gateway, in_crew(tenancy.join(read(flags, os.environ)), place))
-    except ConfigError as error:
-        tell(f"fastllm: error: not reloaded: {error}")
-        return
-    tell("fastllm: reloaded" + (f"; {', '.join(left)} will change with the next start" if left else ""))
-
-
-def _nothing(text: str) -> None:
-    pass
+def _crew(setup: Setup, size: int) -> int:
+    """Serve from several processes."""
+    options = setup.options
+    with bound(options.host, options.port) as listening, tempfile.TemporaryDirectory(prefix="fastllm-serve-") as folder:
+        origin = origin_of(options.host, listening.getsockname()[1])
+        crew = Crew([sys.executable, "-m", "fastllm.cli", *sys.argv[1:], "--member"], size, listening, Path(folder))
+        status = crew.run(lambda: say_where(origin))
+    if status:
+        say("fastllm: error: the processes that serve died; what they said stands above")
+    return status

@@ -18,7 +18,6 @@ class Shared:
     """The place of process number `index` in a folder. What one before it has counted there still counts."""
 
     def __init__(self, folder: Path, index: int) -> None:
-        folder.mkdir(mode=0o700, exist_ok=True)
         self._folder = folder
         self._path = folder / f"{index}.reading"
         before = _read(self._path)

@@ -43,6 +43,7 @@ _INTERNAL = Fault(status=500, message="the gateway failed; its log says how", co
 _STOPPING = Fault(status=503, message="the gateway is stopping", code="stopping", again=True)
 _NO_MOUNTS: Mapping[str, ASGI] = MappingProxyType({})
 
+Scrape = Callable[[str], tuple[bytes, str]]  # from a request's Accept to a text and its type; called in a thread
 Serve = Callable[["Gateway", Exchange, Tenant, str, Record], Awaitable[None]]
 
 
@@ -73,7 +74,7 @@ class Gateway:
         keys: Keys | None = None,
         admissions: Admissions | None = None,
         listeners: Sequence[Listener] = (),
-        metrics: Callable[[], bytes] | None = None,
+        metrics: Scrape | None = None,
         mounts: Mapping[str, ASGI] = _NO_MOUNTS,
         pages: Mapping[str, ASGI] = _NO_MOUNTS,
     ) -> None:
@@ -207,6 +208,7 @@ class Gateway:
     async def _refused(self, exchange: Exchange, record: Record, error: FastLLMError) -> None:
         fault = fault_of(error, self.attempts)
         record.error = fault.code or type(error).__name__
+        record.kind = (error.code or "refused") if isinstance(error, Refusal) else type(error).__name__
         if not isinstance(error, Refusal | LLMError):
             logger.warning("%s: %s", record.model, error)
         if isinstance(error, LLMError):
@@ -219,22 +221,25 @@ class Gateway:
     async def _failed(self, exchange: Exchange, record: Record, error: Exception) -> None:
         """A fault of our own. What the exception says may hold a prompt, so only its class and place are told."""
         if exchange.gone:
-            record.status = GONE
+            record.status, record.kind = GONE, "client_closed"
             return
         where = "".join(traceback.format_tb(error.__traceback__))
         logger.error("%s failed with %s\n%s", record.route or "a request", type(error).__name__, where)
-        record.error, record.status = type(error).__name__, 500
+        record.error = record.kind = type(error).__name__
+        record.status = 500
         await exchange.fail(_INTERNAL)
 
     async def _cancelled(self, exchange: Exchange, record: Record) -> None:
         """The client went away, or the gateway stops and its time is up."""
         if exchange.gone:
-            record.status, record.error = GONE, "client_closed"
+            record.status = GONE
+            record.error = record.kind = "client_closed"
             task = asyncio.current_task()
             if task is not None:
                 task.uncancel()
             return
-        record.status, record.error = 503, "stopping"
+        record.status = 503
+        record.error = record.kind = "stopping"
         if self.draining:
             await exchange.fail(_STOPPING)
             return
@@ -328,7 +333,10 @@ async def _metrics(gate: Gateway, exchange: Exchange, tenant: Tenant, rest: str,
         raise Refusal(404, "there are no metrics here", code="unknown_url")
     if not tenant.is_master:
         raise Refusal(403, "metrics tell of all keys: they want the master key", code="master_key_needed")
-    await exchange.plain(200, gate.metrics(), [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")])
+    accept = b", ".join(value for name, value in exchange.scope["headers"] if name == b"accept")
+    # Thousands of lines take milliseconds, in which other requests go on.
+    text, kind = await asyncio.to_thread(gate.metrics, accept.decode("latin-1"))
+    await exchange.plain(200, text, [(b"content-type", kind.encode())])
 
 
 _PLAIN: dict[str, Route] = {

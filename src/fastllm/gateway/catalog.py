@@ -37,6 +37,15 @@ class Catalog:
         """Models and patterns, in their order."""
         return (*self._names, *self._patterns)
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Models that are named, in their order, without patterns."""
+        return tuple(self._names)
+
+    def names_model(self, model: str) -> bool:
+        """Tell whether this model is named itself."""
+        return model in self._names
+
     def serves(self, model: str) -> bool:
         """Tell whether this model may be asked for at all."""
         if model in self._names or model in self._matched:

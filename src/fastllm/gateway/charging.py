@@ -21,7 +21,7 @@ from .auth import Admission, Admissions, Tenant
 from .operations import bound_of
 from .record import Listener, Record, tell
 
-ROUTE = "/batches"
+ROUTE = "/batches/rows"  # no path, but what the rows of batches are told as
 USUAL = Retry()
 LONGEST_WAIT = 60.0  # seconds until a tenant's limits are asked again
 
@@ -142,7 +142,8 @@ class Charged:
             record.cached, record.usage, record.cost = response.cached, response.usage, response.cost
         elif error is not None:
             record.status = error.status_code or 500
-            record.error, record.attempts, record.endpoint = type(error).__name__, error.attempts, error.endpoint
+            record.error = record.kind = type(error).__name__
+            record.attempts, record.endpoint = error.attempts, error.endpoint
         tell(self._gate.listeners, record)
 
     def __repr__(self) -> str:

@@ -47,7 +47,8 @@ class GatewayOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     the providers whose keys are set. `queue` is for how long a request may wait for its turn, `queue_size` how many may
     wait for one endpoint; `drain` is the time that requests under way are given when the gateway stops, after `lead`
     seconds in which only /health/ready says so. `namespace` keeps the cache apart from that of other programs.
-    `access_log` is a file for one line of JSON for each request, or `-` for standard error.
+    `access_log` is a file for one line of JSON for each request, or `-` for standard error; with `otel`, spans and
+    metrics go where OpenTelemetry's variables say.
 
     Uploaded files and batches lie in `data_dir`: files of at most `file_bytes` each and `tenant_bytes` for all of one
     key, `batches` of them at work at once. `passthrough` are providers whose whole API is open under /NAME, with the
@@ -72,6 +73,7 @@ class GatewayOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     lead: float = 0.0
     drain: float = 30.0
     access_log: str | None = None
+    otel: bool = False
     data_dir: str | None = None
     file_bytes: int = 512 * 1024 * 1024
     tenant_bytes: int = 16 * 1024 * 1024 * 1024

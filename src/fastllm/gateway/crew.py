@@ -53,6 +53,12 @@ class Member(msgspec.Struct, frozen=True):
     def leases(self) -> Path:
         return Path(self.folder) / "leases.db"
 
+    def folder_of(self, name: str) -> Path:
+        """Give a folder in which each process may have a file of its own."""
+        found = Path(self.folder) / name
+        found.mkdir(mode=0o700, exist_ok=True)
+        return found
+
     def socket(self) -> socket.socket:
         """Give the listening socket."""
         return socket.socket(fileno=self.listening)

@@ -34,6 +34,7 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
     usage: Usage | None = None
     cost: float | None = None
     error: str = ""  # its code or class
+    kind: str = ""  # the error's class, or the gateway's own code: never a provider's word
     sent_bytes: int = 0
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..errors import ConfigError, MissingExtra
 from .app import Gateway
-from .exchange import ABORT, AT_ONCE
+from .exchange import ABORT, ASGI, AT_ONCE
 from .faces import OPENAI, Fault, Pairs
 
 try:
@@ -176,9 +176,9 @@ class _Uvicorn(uvicorn.Server):
 
 class Server:
     """Listens for one gateway, on a socket of its own or a given one; `run` it until `stop`. ConfigError at once where
-    its address cannot be had."""
+    its address cannot be had. `app` stands around the gateway, where something does."""
 
-    def __init__(self, gateway: Gateway, listening: socket.socket | None = None) -> None:
+    def __init__(self, gateway: Gateway, app: ASGI | None = None, *, listening: socket.socket | None = None) -> None:
         options = gateway.options
         self.gateway = gateway
         self._socket = listening or bound(options.host, options.port)
@@ -190,7 +190,7 @@ class Server:
         )
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
-                gateway,
+                app or gateway,
                 http=protocol,
                 ws="none",
                 lifespan="off",

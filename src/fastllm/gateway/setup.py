@@ -20,6 +20,7 @@ from .auth import Admissions, Keys, MasterKey
 from .catalog import Catalog, catalog_of
 from .config import GatewayOptions, resolve, retry_of, timeout_of
 from .crew import Member
+from .metrics import Metrics
 from .record import Listener
 
 logger = logging.getLogger("fastllm.gateway")
@@ -32,6 +33,7 @@ _FIXED = (
     "idle_seconds",
     "drain",
     "access_log",
+    "otel",
     "master_key_env",
     "data_dir",
     "file_bytes",
@@ -92,13 +94,26 @@ def check_shared(setup: Setup) -> None:
 
 
 def open_gateway(
-    setup: Setup, engine: Engine, listeners: Sequence[Listener] = (), admissions: Admissions | None = None
+    setup: Setup,
+    engine: Engine,
+    listeners: Sequence[Listener] = (),
+    admissions: Admissions | None = None,
+    metrics: Metrics | None = None,
 ) -> Gateway:
     """Give the gateway of a setup. ConfigError where it would be open to everybody on the network."""
     setup.options.check_door(has_keys=setup.keys is not None)
-    return Gateway(
-        engine, setup.options, catalog=setup.catalog, keys=setup.keys, admissions=admissions, listeners=listeners
+    gateway = Gateway(
+        engine,
+        setup.options,
+        catalog=setup.catalog,
+        keys=setup.keys,
+        admissions=admissions,
+        listeners=listeners if metrics is None else [*listeners, metrics.counters],
+        metrics=None if metrics is None else metrics.scrape,
     )
+    if metrics is not None:
+        metrics.watch(gateway)
+    return gateway
 
 
 def reload(gateway: Gateway, setup: Setup) -> list[str]:

@@ -1,0 +1,118 @@
+"""Serving: one process of `fastllm serve` and what is put together for it: engine, app, server, and who watches."""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import AsyncExitStack, nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from .. import build, loop
+from ..dashboard.ended import Ended
+from ..dashboard.shared import Shared
+from ..engine.events import Observer
+from ..errors import ConfigError
+from ..gateway.access import AccessLog
+from ..gateway.app import OPERATIONS, Gateway
+from ..gateway.beside import Beside
+from ..gateway.crew import Member
+from ..gateway.exchange import ASGI
+from ..gateway.metrics import Metrics
+from ..gateway.record import Listener
+from ..gateway.server import Server
+from ..gateway.setup import Setup, in_crew, open_gateway, read, reload
+from ..gateway.tenancy import Tenancy
+from .gateway_page import gateway_dashboard, reading_of_gateway
+from .say import Saying, say
+
+if TYPE_CHECKING:
+    from ..contrib.otel import OpenTelemetry
+
+OTEL = "fastllm.contrib.otel_export:exporting"  # loaded where it is wanted: it needs packages of its own
+
+
+def say_where(origin: str) -> None:
+    say(f"listening on {origin}\ndashboard: {origin}/dashboard")
+
+
+class Serving:
+    """Serves from this process: the only one, or the one at `place` of several."""
+
+    def __init__(self, setup: Setup, tenancy: Tenancy, flags: dict[str, Any], place: Member | None = None) -> None:
+        self._setup = in_crew(setup, place)
+        self._tenancy = tenancy
+        self._flags = flags
+        self._place = place
+
+    def run(self) -> int:
+        """Serve until a signal; gives the exit status."""
+        logger = logging.getLogger("fastllm")
+        saying = Saying()
+        logger.addHandler(saying)
+        options, base_url = self._setup.options, self._setup.settings["base_url"]
+        try:
+            with build.load(OTEL)(base_url) if options.otel else nullcontext() as telemetry, loop.own_process():
+                loop.run(self._serve(telemetry))
+        except KeyboardInterrupt:
+            return 130
+        finally:
+            logger.removeHandler(saying)
+        return 0
+
+    async def _serve(self, telemetry: OpenTelemetry | None) -> None:
+        setup, tenancy, place = self._setup, self._tenancy, self._place
+        ended, metrics = Ended(OPERATIONS), Metrics()
+        listeners: list[Listener] = [tenancy.add, ended]
+        observers: list[Observer] = [metrics.counters.saw]
+        async with AsyncExitStack() as stack:
+            if setup.options.access_log is not None:
+                log = AccessLog(setup.options.access_log)
+                stack.callback(log.close)
+                listeners.append(log)
+            tracing = None if telemetry is None else telemetry.serving()
+            if telemetry is not None and tracing is not None:
+                observers.append(telemetry)
+                listeners.append(tracing.tell)
+            engine = build.engine(msgspec.structs.replace(setup.engine, observers=observers))
+            stack.push_async_callback(engine.aclose)
+            gateway = open_gateway(setup, engine, listeners, tenancy, metrics)
+            app: ASGI | None = None if tracing is None else tracing.around(gateway)
+            server = Server(gateway, app, listening=None if place is None else place.socket())
+            server.on_signals(lambda: self._reload(gateway))
+            beside = await stack.enter_async_context(Beside(gateway, setup.engine))
+            shared = None
+            if place is not None:
+                shared = Shared(place.folder_of("readings"), place.index)
+                await stack.enter_async_context(metrics.shared(place.folder_of("metrics"), place.index))
+            title = f"gateway {server.origin.partition('://')[2]}"
+            look = partial(reading_of_gateway, gateway, beside, tenancy, ended)
+            await stack.enter_async_context(gateway_dashboard(gateway, look, title, shared))
+            await server.run(lambda origin: self._serves(server))
+
+    def _serves(self, server: Server) -> None:
+        """The server listens: say so."""
+        if self._place is None:
+            say_where(server.origin)
+        else:
+            self._place.follow(server.stop)
+            self._place.ready()
+
+    def _reload(self, gateway: Gateway) -> None:
+        """Read the settings again; where they are wrong, everything stays as it is."""
+        try:
+            setup = in_crew(self._tenancy.join(read(self._flags, os.environ)), self._place)
+            left = reload(gateway, setup)
+        except ConfigError as error:
+            self._tell(f"fastllm: error: not reloaded: {error}")
+            return
+        self._tell("fastllm: reloaded" + (f"; {', '.join(left)} will change with the next start" if left else ""))
+
+    def _tell(self, text: str) -> None:
+        if self._place is None or not self._place.index:
+            say(text)
+
+    def __repr__(self) -> str:
+        return f"<Serving {self._setup!r}>"
