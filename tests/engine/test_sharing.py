@@ -7,8 +7,10 @@ import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given, settings, strategies as st
 
 from fastllm.clock import Clock
 from fastllm.engine.limiter import Limiter
@@ -134,6 +136,44 @@ def test_money_goes_where_it_is_wanted_and_is_never_spent_twice(tmp_path: Path) 
             with pytest.raises(BudgetExceededError) as raised:
                 other.budget.reserve(0.09)
             assert not raised.value.passing
+
+    run_virtual(scenario)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 400), st.integers(0, 400)), min_size=4, max_size=14))
+@settings(max_examples=40, deadline=None)
+def test_whoever_waits_for_money_gets_it_or_hears_that_there_is_none(asked: list[tuple[bool, int, int]]) -> None:
+    """Both wait at once, for amounts that are no whole fractions; (whose, most, what of that is given back)."""
+
+    async def scenario() -> None:
+        with TemporaryDirectory() as folder:
+            async with two(Path(folder), Limits(), 1.0) as (clock, one, other):
+                spent = 0.0
+
+                async def use(process: Process, amounts: list[tuple[int, int]]) -> None:
+                    nonlocal spent
+                    assert process.budget is not None
+                    for most, back in amounts:
+                        for _ in range(60):
+                            try:
+                                held = process.budget.reserve(most / 1000)
+                            except BudgetExceededError as error:
+                                if not error.passing:
+                                    break
+                                await clock.sleep(0.5)
+                                continue
+                            await clock.sleep(0.2)
+                            cost = max(0, most - back) / 1000
+                            held.settle(cost)
+                            spent += cost
+                            break
+                        else:
+                            raise AssertionError(f"{most} waited for half a minute: {one.budget} {other.budget}")
+
+                mine = [(most, back) for whose, most, back in asked if whose]
+                theirs = [(most, back) for whose, most, back in asked if not whose]
+                await asyncio.gather(use(one, mine), use(other, theirs))
+                assert spent <= 1.0 + 1e-9
 
     run_virtual(scenario)
 

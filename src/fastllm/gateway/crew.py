@@ -73,10 +73,15 @@ class Member(msgspec.Struct, frozen=True):
         loop = asyncio.get_running_loop()
 
         def left() -> None:
-            with contextlib.suppress(BlockingIOError):
-                if not os.read(self.pair, 16):
-                    loop.remove_reader(self.pair)
-                    stop()
+            try:
+                if os.read(self.pair, 16):
+                    return
+            except BlockingIOError:
+                return
+            except OSError:  # it ended without having read that we serve
+                pass
+            loop.remove_reader(self.pair)
+            stop()
 
         os.set_blocking(self.pair, False)
         loop.add_reader(self.pair, left)

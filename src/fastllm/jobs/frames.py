@@ -30,6 +30,10 @@ _MASK = 0xFFFFFFFF
 MAX_ROWS = 1 << 36
 MAX_PAYLOAD = 1 << 30
 _CHUNK = 1 << 20
+_BLOCK, _BLOCKS = 1 << 16, 64  # bytes; kept at once
+_TRIED = 2 * _BLOCKS  # blocks, until it is seen whether they pay
+
+Buffer = bytes | memoryview
 
 
 class Layout(msgspec.Struct, frozen=True):
@@ -134,6 +138,49 @@ def read_frame(fd: int, layout: Layout, offset: int) -> tuple[int, int, bytes] |
     """Read (index, state, payload) of the frame at an offset; None if there is no whole one."""
     whole = _whole_frame(fd, layout, offset)
     return None if whole is None else (whole[0], whole[1], whole[3][_BODY.size :])
+
+
+class Frames:
+    """Reads frames here and there in a file that only grows. Most are asked for nearly in the order in which they lie,
+    so blocks are read and kept for a while; where that does not pay, frames are read one by one."""
+
+    def __init__(self, fd: int, layout: Layout) -> None:
+        self._fd = fd
+        self._layout = layout
+        self._blocks: dict[int, bytes] = {}
+        self._reads = self._misses = 0
+        self._pays = True
+
+    def read(self, offset: int) -> tuple[int, int, Buffer] | None:
+        """Give (index, state, payload) of the frame at an offset; None if there is no whole one."""
+        number, at = divmod(offset, _BLOCK)
+        block = self._blocks.get(number)
+        if block is None:
+            if not self._pays:
+                return read_frame(self._fd, self._layout, offset)
+            block = self._load(number)
+        self._reads += 1
+        if at + _FRAME.size <= len(block):
+            mark, length, crc, index, state, _ = _FRAME.unpack_from(block, at)
+            stop = at + 12 + length
+            if stop <= len(block) and length >= _BODY.size and mark == self._layout.marker and index < MAX_ROWS:
+                body = memoryview(block)[at + 12 : stop]
+                if crc32(body, (self._layout.salt + offset) & _MASK) == crc:
+                    return index, state, body[_BODY.size :]
+        return read_frame(self._fd, self._layout, offset)  # cut off by the block's end, or written since, or damaged
+
+    def _load(self, number: int) -> bytes:
+        self._misses += 1
+        if self._misses > _TRIED and self._reads < 4 * self._misses:
+            self._pays = False
+        blocks = self._blocks
+        if len(blocks) >= _BLOCKS:
+            del blocks[next(iter(blocks))]
+        block = blocks[number] = os.pread(self._fd, _BLOCK, number * _BLOCK)
+        return block
+
+    def __repr__(self) -> str:
+        return f"<Frames {self._reads} read, {self._misses} blocks>"
 
 
 def _whole_frame(fd: int, layout: Layout, offset: int) -> tuple[int, int, int, bytes] | None:

@@ -23,7 +23,7 @@ import msgspec
 from ..errors import ConfigError, JobConflictError
 from ..formats.ids import UNKNOWN, key_of
 from .appender import Appender, JournalError
-from .frames import END, FAILED, MAGIC, MAX_ROWS, OK, VERSION, Layout, Scan, new_layout, read_frame, read_layout
+from .frames import END, FAILED, MAGIC, MAX_ROWS, OK, VERSION, Frames, Layout, Scan, new_layout, read_layout
 from .index import Checkpoint, RowIndex
 from .replacing import sync_directory
 
@@ -118,6 +118,7 @@ class Journal:
         self.path = path
         self._fd = fd
         self._layout = layout
+        self._frames = Frames(fd, layout)
         self._rows = RowIndex(path.with_name(path.name + INDEX), layout)
         self._checkpoint: Checkpoint | None = None
         self._saving: threading.Thread | None = None
@@ -337,7 +338,7 @@ class Journal:
     def read(self, index: int) -> Entry:
         """Give back what was recorded of a done row; `sync` comes before. JournalError if it is damaged."""
         try:
-            found = read_frame(self._fd, self._layout, self._rows.offset(index))
+            found = self._frames.read(self._rows.offset(index))
             if found is not None and found[0] == index:
                 return _unpack(found[2])
         except (OSError, msgspec.DecodeError):

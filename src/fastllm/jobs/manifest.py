@@ -63,8 +63,10 @@ class Totals(msgspec.Struct, kw_only=True):
     def add(self, entry: Entry) -> None:
         """Count a row's last entry."""
         self.rows += 1
-        self.attempts += entry.attempts
-        self.retries += max(0, entry.attempts - 1)
+        attempts = entry.attempts
+        self.attempts += attempts
+        if attempts > 1:
+            self.retries += attempts - 1
         self.prompt_tokens += entry.prompt_tokens
         self.completion_tokens += entry.completion_tokens
         self.cached_tokens += entry.cached_tokens

@@ -11,7 +11,7 @@ import msgspec
 
 from ..errors import ConfigError
 from ..formats.files import Closing
-from .frames import END, FAILED, OK, Scan, read_frame
+from .frames import END, FAILED, OK, Frames, Scan
 from .journal import (
     _OPEN_END,
     Entry,
@@ -45,6 +45,7 @@ class Recorded(Closing):
             raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
         try:
             self._layout = _existing_layout(path, self.fd, False)
+            self._frames = None if self._layout is None else Frames(self.fd, self._layout)
             self._end = os.fstat(self.fd).st_size
             self._scan()
         except OSError as error:
@@ -100,7 +101,7 @@ class Recorded(Closing):
     def read(self, index: int) -> Entry:
         """Give back what was recorded of a done row. JournalError if it is damaged."""
         try:
-            found = read_frame(self.fd, self._layout, self._offsets[index]) if self._layout is not None else None
+            found = self._frames.read(self._offsets[index]) if self._frames is not None else None
             if found is not None and found[0] == index:
                 return _unpack(found[2])
         except (OSError, msgspec.DecodeError):

@@ -14,6 +14,7 @@ from threading import Lock
 from ..errors import BudgetExceededError, ConfigError
 
 _UNITS = 10**12  # in a dollar
+_SHARED = 1000  # of them: the least that processes give each other; amounts of shared budgets are rounded up to it
 _MOST = 1e12  # dollars; beyond it somebody mistook the unit
 
 
@@ -59,7 +60,7 @@ class Budget:
     def reserve(self, amount: float) -> Reservation:
         """Hold `amount` dollars. BudgetExceededError, at once, where they are not there; its `passing` is True where
         they may be as soon as requests under way are settled."""
-        units = _units("amount", amount)
+        units = self._rounded(_units("amount", amount))
         with self._lock:
             if self._spent + self._reserved + units <= self._part:
                 self._reserved += units
@@ -72,12 +73,16 @@ class Budget:
     def allow(self, part: float, elsewhere: float) -> None:
         """Of a shared budget: this process may spend so many dollars in all; others have spent so many for good."""
         with self._lock:
-            self._part, self._elsewhere = int(part * _UNITS), round(elsewhere * _UNITS)
+            self._part, self._elsewhere = round(part * _UNITS), round(elsewhere * _UNITS)
 
     @property
     def missing(self) -> float:
         """Dollars that the next request needs beyond what is spent and held; 0 if nobody was refused lately."""
         return self._missing / _UNITS
+
+    def _rounded(self, units: int) -> int:
+        """Round up where processes share it: what is left must never be less than what can be handed over."""
+        return -(-units // _SHARED) * _SHARED if self.shared else units
 
     def _exceeded(self, units: int, spent: int, reserved: int) -> BudgetExceededError:
         error = BudgetExceededError(
@@ -119,7 +124,7 @@ class Reservation:
 
     def settle(self, actual: float) -> bool:
         """Book what it really cost, be it more or less than was held."""
-        return self._budget._close(self, _units("actual", actual))
+        return self._budget._close(self, self._budget._rounded(_units("actual", actual)))
 
     def refund(self) -> bool:
         """Book nothing: the provider cannot have seen it, or refused it."""

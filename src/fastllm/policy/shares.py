@@ -10,12 +10,14 @@ else does so:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import msgspec
 
 INF = float("inf")
-_DUST = 1e-9
+_DUST = 1e-9  # of an amount: what floats add to it
+_TINY = 1e-6  # of one
 
 
 class Claim(msgspec.Struct, array_like=True):
@@ -53,7 +55,7 @@ def renewed(
     kept = min(mine.used, mine.part)
     part = max(kept, min(target, limit - others))
     if whole:
-        part = float(int(part * (1.0 + _DUST)))
+        part = _floor(part)
     return part, min(part, target)
 
 
@@ -64,7 +66,7 @@ def _targets(limit: float, claims: Sequence[Claim], *, whole: bool, spread: bool
     for place in sorted(range(len(claims)), key=lambda place: claims[place].since):
         claim = claims[place]
         more = claim.need - claim.spent
-        if claim.since < INF and 0.0 < more <= left * (1.0 + _DUST):
+        if claim.since < INF and 0.0 < more <= (left if whole else left * (1.0 + _DUST)):
             floors[place] = claim.need
             left -= more
     wants = [max(floor, claim.want) for floor, claim in zip(floors, claims, strict=True)]
@@ -77,11 +79,16 @@ def _targets(limit: float, claims: Sequence[Claim], *, whole: bool, spread: bool
 
 def _rounded(limit: float, targets: Sequence[float]) -> list[float]:
     """Give whole numbers of the same sum: what rounding leaves goes to those who lose most by it."""
-    whole = [float(int(target * (1.0 + _DUST))) for target in targets]
-    over = int(limit * (1.0 + _DUST) - sum(whole))
+    whole = [_floor(target) for target in targets]
+    over = int(_floor(limit - sum(whole)))
     for place in sorted(range(len(targets)), key=lambda place: whole[place] - targets[place])[:over]:
         whole[place] += 1.0
     return whole
+
+
+def _floor(amount: float) -> float:
+    """Give the whole part: sums of whole numbers are exact, and of a level that is none nothing much is lost."""
+    return float(math.floor(amount + _TINY))
 
 
 def _level(limit: float, floors: Sequence[float], wants: Sequence[float]) -> float:

@@ -87,6 +87,9 @@ class Owner(Protocol):
     def lost(self, connection: Connection) -> None: ...
 
 
+_UNSET = Timeout()  # to make one takes as long as half a request
+
+
 class Connection(asyncio.Protocol):
     """`start` an exchange and await its future: an HTTPResponse, or a Body for a stream."""
 
@@ -112,7 +115,7 @@ class Connection(asyncio.Protocol):
         self._waiter: asyncio.Future[Any] | None = None
         self._sink: Sink | None = None
         self._streaming = False
-        self._timeout = Timeout()
+        self._timeout = _UNSET
         self._unsent: memoryview | None = None
         self._write_paused = self._read_paused = False
 

@@ -87,6 +87,7 @@ class HTTPTransport(Transport):
             connection = await route.pool.acquire(timeout)
             now = time.monotonic()
         waiter = connection.start(data, timeout, now)
+        del data  # a request's size less, for each in flight
         try:
             answer: HTTPResponse = await waiter
         except BaseException:
