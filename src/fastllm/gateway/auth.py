@@ -54,7 +54,7 @@ class Admission(Protocol):
         """Give everything back: nothing was sent."""
 
     def headers(self) -> Mapping[str, str]:
-        """Give the `x-ratelimit-*` of its tenant as they are now."""
+        """Give the `x-ratelimit-*` of its tenant as they are now, their names in lower case."""
 
 
 class Admissions(Protocol):
@@ -96,6 +96,7 @@ class StoredKeys:
         self._store = store
         self._master = master
         self._namespace = namespace
+        self._tenants: dict[str, Tenant] = {}  # by the id of their key, as it was when they last asked
 
     def check(self, token: str) -> Tenant | None:
         found = self._master.check(token) if self._master is not None else None
@@ -111,7 +112,11 @@ class StoredKeys:
         return next((self._of(key) for key in self._store.list() if key.id == id and key.revoked is None), None)
 
     def _of(self, key: Any) -> Tenant:
-        return Tenant(id=key.id, models=key.models, key=key, namespace=f"{self._namespace}/{key.id}")
+        known = self._tenants.get(key.id)
+        if known is None or known.key is not key:
+            known = Tenant(id=key.id, models=key.models, key=key, namespace=f"{self._namespace}/{key.id}")
+            self._tenants[key.id] = known
+        return known
 
     def __repr__(self) -> str:
         return f"<StoredKeys {self._store!r}>"

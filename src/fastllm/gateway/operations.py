@@ -71,7 +71,7 @@ class _Permit:
     def headers(self) -> Pairs:
         if self._admission is None:
             return []
-        return [(name.lower().encode(), str(value).encode()) for name, value in self._admission.headers().items()]
+        return [(name.encode(), value.encode()) for name, value in self._admission.headers().items()]
 
 
 NO_PERMIT = _Permit(None)
