@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import socket
 import time
 from collections import deque
 from typing import Any
@@ -26,8 +27,10 @@ from .turn import STATUS_LINE, Turn
 
 MOST_WAITING = 64 * 1024  # bytes of a body that nobody takes: above it the connection is not read
 MOST_AHEAD = 8  # requests that came before the answer to an earlier one
-# What a client does not read lies in the kernel's buffer; ours need hold little more.
+# What a client does not read waits for it at the provider, not here: the kernel would take megabytes for each.
 WRITE_HIGH, WRITE_LOW = 16 * 1024, 4 * 1024
+UNSENT = 32 * 1024  # bytes that the kernel takes of us beyond what is on its way
+_UNSENT_OPTION = getattr(socket, "TCP_NOTSENT_LOWAT", None)
 _HEAD_TOO_LARGE = Fault(status=431, message="the request's head is too large", code="head_too_large")
 _HEAD_TIMEOUT = Fault(status=408, message="the request's head did not come in time", code="head_timeout")
 _BAD_REQUEST = Fault(status=400, message="this is no valid HTTP request", code="bad_http")
@@ -103,6 +106,12 @@ class Inbound(asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
         transport.set_write_buffer_limits(WRITE_HIGH, WRITE_LOW)
+        sock = transport.get_extra_info("socket")
+        if _UNSENT_OPTION is not None and sock is not None:
+            try:
+                sock.setsockopt(socket.IPPROTO_TCP, _UNSENT_OPTION, UNSENT)
+            except OSError:  # a kernel without it, or a socket that is already reset
+                pass
         self._address = (transport.get_extra_info("sockname"), transport.get_extra_info("peername"))
         self._connections.add(self)
         self._await(self._limits.header_seconds)
