@@ -78,7 +78,15 @@ class Opened:
             if not self.left():
                 break
             await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)  # until the provider has heard of it, too
         return self.left()
+
+    def leased(self) -> float:
+        """Give the dollars that are booked for the key and not spent."""
+        tenants, key = self.tenancy.tenants, self.tenancy.store.list()[0]
+        tenants.flush()  # what was leased for the moment is given back at the second time
+        spending = tenants.spending(key)
+        return round(spending.day_booked - spending.day, 9)
 
 
 @asynccontextmanager

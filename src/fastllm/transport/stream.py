@@ -8,7 +8,7 @@ from typing import Protocol
 from ..errors import APIConnectionError
 from .base import HTTPStream
 
-HIGH_WATER = 32 * 1024  # decoded bytes nobody has taken yet: above it the connection is not read
+HIGH_WATER = 16 * 1024  # decoded bytes nobody has taken yet: above it the connection is not read
 SIP = 16 * 1024  # bytes that a connection which carries streams reads at once
 
 
