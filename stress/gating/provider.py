@@ -1,9 +1,11 @@
 """A provider for the stress scripts: it answers at once, late, never, or without end, as a request's `user` says, and
-notes when each of its connections was closed."""
+notes when each of its connections was closed. How late, differs by half either way: of equal latencies all slots would
+be free in the same moment, and none in between."""
 
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 import time
 from collections.abc import AsyncIterator
@@ -11,7 +13,7 @@ from contextlib import asynccontextmanager
 
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 _WANT = re.compile(rb'"user": ?"([a-z]+)-(\d+)"')
-_USAGE = b'"usage":{"prompt_tokens":10,"completion_tokens":20,"total_tokens":30}'
+_USAGE = b'"usage":{"prompt_tokens":300,"completion_tokens":20,"total_tokens":320}'
 _ANSWER = (
     b'{"id":"c","object":"chat.completion","created":1,"model":"m","choices":[{"index":0,"message":{"role":"assistant",'
     b'"content":"%b"},"finish_reason":"stop"}],%b}' % (b"y" * 400, _USAGE)
@@ -32,6 +34,7 @@ class Provider:
 
     def __init__(self, latency: float) -> None:
         self.latency = latency
+        self.random = random.Random(7)
         self.in_flight: set[int] = set()
         self.connections = 0
         self.requests = 0
@@ -80,7 +83,8 @@ class _Connection(asyncio.Protocol):
             self._transport.write(_HEAD + _CHUNK)
             self._go_on()
         elif provider.latency:
-            self._timer = self._loop.call_later(provider.latency, self._whole)
+            seconds = provider.latency * provider.random.uniform(0.5, 1.5)
+            self._timer = self._loop.call_later(seconds, self._whole)
         else:
             self._whole()
 
