@@ -1,10 +1,10 @@
 """The gateway under clients and loads that do not behave. Each prints figures, and ends with 1 where a promise is broken.
 
-    python stress/gateway.py storm [--count 10000] [--seed 1]   # clients that leave at any byte, in any way
-    python stress/gateway.py stalled [--count 1000]             # readers of endless streams that read nothing
-    python stress/gateway.py overload [--seconds 5]             # five times what the provider can take
-    python stress/gateway.py beside [--seconds 5]               # chat beside a batch that takes all there is
-    python stress/gateway.py budget [--count 1000]              # parallel requests on the last cent of a budget
+python stress/gateway.py storm [--count 10000] [--seed 1]   # clients that leave at any byte, in any way
+python stress/gateway.py stalled [--count 1000]             # readers of endless streams that read nothing
+python stress/gateway.py overload [--seconds 5]             # five times what the provider can take
+python stress/gateway.py beside [--seconds 5]               # chat beside a batch that takes all there is
+python stress/gateway.py budget [--count 1000]              # parallel requests on the last cent of a budget
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ from gating import beside, budget, overload, stalled, storm
 
 from fastllm import loop
 
-SCRIPTS = {"storm": storm.run, "stalled": stalled.run, "overload": overload.run, "beside": beside.run, "budget": budget.run}
+SCRIPTS = {
+    "storm": storm.run,
+    "stalled": stalled.run,
+    "overload": overload.run,
+    "beside": beside.run,
+    "budget": budget.run,
+}
 
 
 def main() -> int:

@@ -36,20 +36,31 @@ async def run(given: argparse.Namespace) -> bool:
             await caller.aclose()
     first, second = 1000 * quantile(alone, 0.99), 1000 * quantile(together, 0.99)
     asked = int(RATE * seconds)
-    print(f"{len(alone)} and {len(together)} of {asked} chats were answered; the batch had {done / seconds:.0f} rows a "
-          f"second (at most {SLOTS / LATENCY:.0f} fit), {busy} of {SLOTS} slots were in use at the end")
-    print(f"chat p50 {1000 * quantile(alone, 0.5):.1f} ms alone, {1000 * quantile(together, 0.5):.1f} ms beside the batch")
-    print(f"chat p99 {first:.1f} ms alone, {second:.1f} ms beside the batch: {second / first:.2f} times (promised: {PROMISED})")
+    print(
+        f"{len(alone)} and {len(together)} of {asked} chats were answered; the batch had {done / seconds:.0f} rows a "
+        f"second (at most {SLOTS / LATENCY:.0f} fit), {busy} of {SLOTS} slots were in use at the end"
+    )
+    print(
+        f"chat p50 {1000 * quantile(alone, 0.5):.1f} ms alone, {1000 * quantile(together, 0.5):.1f} ms beside the batch"
+    )
+    print(
+        f"chat p99 {first:.1f} ms alone, {second:.1f} ms beside the batch: {second / first:.2f} times (promised: {PROMISED})"
+    )
     return second <= PROMISED * first and len(alone) == len(together) == asked and done > 0
 
 
 async def _begin(port: int, secret: str, rows: int) -> None:
     """Upload a file of requests and begin a batch of it."""
     body = {"model": "m", "max_tokens": 20, "messages": [{"role": "user", "content": "x" * 200}]}
-    lines = (json.dumps({"custom_id": str(n), "method": "POST", "url": CHAT, "body": {**body, "seed": n}}) for n in range(rows))
+    lines = (
+        json.dumps({"custom_id": str(n), "method": "POST", "url": CHAT, "body": {**body, "seed": n}})
+        for n in range(rows)
+    )
     form = (
         f'--{_BOUNDARY}\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--{_BOUNDARY}\r\n'
-        'content-disposition: form-data; name="file"; filename="rows.jsonl"\r\n\r\n' + "\n".join(lines) + f"\r\n--{_BOUNDARY}--\r\n"
+        'content-disposition: form-data; name="file"; filename="rows.jsonl"\r\n\r\n'
+        + "\n".join(lines)
+        + f"\r\n--{_BOUNDARY}--\r\n"
     )
     made = await _post(port, secret, "/v1/files", form.encode(), f"multipart/form-data; boundary={_BOUNDARY}")
     batch = {"input_file_id": made["id"], "endpoint": CHAT, "completion_window": "24h"}

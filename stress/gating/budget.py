@@ -36,6 +36,8 @@ async def run(given: argparse.Namespace) -> bool:
     size = len(data.partition(b"\r\n\r\n")[2])  # a token has a byte at least
     bound = (size * price["input"] + 20 * price["output"]) / 1e6
     print(f"{count} requests at once on {CENT} USD: {dict(statuses)}; each costs {bound:.6f} USD at most")
-    print(f"{upstream.answered} were answered; spent {spent:.6f} USD, {max(0.0, spent - CENT):.6f} too much (promised: "
-          f"{bound:.6f} at most); held at the end: {held or 'nothing'}, {leased:g} USD")
+    print(
+        f"{upstream.answered} were answered; spent {spent:.6f} USD, {max(0.0, spent - CENT):.6f} too much (promised: "
+        f"{bound:.6f} at most); held at the end: {held or 'nothing'}, {leased:g} USD"
+    )
     return spent - CENT <= bound and 0 < statuses[200] < count and not held and not leased

@@ -17,9 +17,19 @@ WAYS = ("close", "reset", "half")
 
 def message(secret: str, want: str, *, stream: bool = False, max_tokens: int = 20, size: int = 200) -> bytes:
     """Give a whole request. `want` is what the provider is to do with it (provider.py)."""
-    asked = {"model": "m", "user": want, "max_tokens": max_tokens, "messages": [{"role": "user", "content": "x" * size}]}
+    asked = {
+        "model": "m",
+        "user": want,
+        "max_tokens": max_tokens,
+        "messages": [{"role": "user", "content": "x" * size}],
+    }
     body = json.dumps({**asked, "stream": True} if stream else asked).encode()
-    lines = (f"POST {CHAT} HTTP/1.1", "host: localhost", f"authorization: Bearer {secret}", f"content-length: {len(body)}")
+    lines = (
+        f"POST {CHAT} HTTP/1.1",
+        "host: localhost",
+        f"authorization: Bearer {secret}",
+        f"content-length: {len(body)}",
+    )
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 

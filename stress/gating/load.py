@@ -30,7 +30,9 @@ class Caller:
     def __init__(self, port: int, secret: str) -> None:
         asked = {"model": "m", "max_tokens": 20, "messages": [{"role": "user", "content": "x" * 200}]}
         headers = Headers({"content-type": "application/json", "authorization": f"Bearer {secret}"})
-        self._request = HTTPRequest(url=f"http://127.0.0.1:{port}{CHAT}", body=json.dumps(asked).encode(), headers=headers)
+        self._request = HTTPRequest(
+            url=f"http://127.0.0.1:{port}{CHAT}", body=json.dumps(asked).encode(), headers=headers
+        )
         self._transport = HTTPTransport(trust_env=False)
         self._timeout = Timeout(total=60.0)
 

@@ -32,8 +32,10 @@ async def run(given: argparse.Namespace) -> bool:
     sheds = [1000 * one.seconds for one in seen if one.status == 429]
     others = Counter(one.status for one in seen if one.status not in (200, 429))
     median, p99 = quantile(sheds, 0.5), quantile(sheds, 0.99)
-    print(f"peak {peak:.0f} good answers a second; with {TIMES * peak:.0f} requests a second {good:.0f} ({good / peak:.0%}; "
-          f"promised: {GOODPUT:.0%})")
+    print(
+        f"peak {peak:.0f} good answers a second; with {TIMES * peak:.0f} requests a second {good:.0f} ({good / peak:.0%}; "
+        f"promised: {GOODPUT:.0%})"
+    )
     print(f"{len(sheds)} were shed, after {median:.2f} ms (median), {p99:.2f} ms (p99) (promised: {SHED_MS:g} ms)")
     print(f"other answers: {dict(others) or 'none'}")
     return good >= GOODPUT * peak and p99 <= SHED_MS and not others

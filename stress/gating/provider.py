@@ -127,9 +127,7 @@ class _Connection(asyncio.Protocol):
 async def provider(latency: float = 0.0) -> AsyncIterator[Provider]:
     """Serve on a free loopback port until the block ends."""
     made = Provider(latency)
-    server = await asyncio.get_running_loop().create_server(
-        lambda: _Connection(made), "127.0.0.1", 0, backlog=4096
-    )
+    server = await asyncio.get_running_loop().create_server(lambda: _Connection(made), "127.0.0.1", 0, backlog=4096)
     made.port = server.sockets[0].getsockname()[1]
     try:
         yield made

@@ -82,8 +82,12 @@ async def run(given: argparse.Namespace) -> bool:
     p99 = late[int(0.99 * len(late))]
     told = ", ".join(f"{number} {phase}" for phase, number in sorted(storm.phases.items()))
     print(f"{count} clients left (seed {given.seed}): {told}")
-    print(f"the provider's connection was closed after {late[len(late) // 2]:.1f} ms (median), {p99:.1f} ms (p99), "
-          f"{late[-1]:.1f} ms (most); never: {never} (promised: p99 {PROMISED_MS:.0f} ms)")
-    print(f"left in the gateway: {held or 'nothing'}; at the provider: {len(upstream.in_flight)} requests; of the budget "
-          f"held: {leased:g} USD")
+    print(
+        f"the provider's connection was closed after {late[len(late) // 2]:.1f} ms (median), {p99:.1f} ms (p99), "
+        f"{late[-1]:.1f} ms (most); never: {never} (promised: p99 {PROMISED_MS:.0f} ms)"
+    )
+    print(
+        f"left in the gateway: {held or 'nothing'}; at the provider: {len(upstream.in_flight)} requests; of the budget "
+        f"held: {leased:g} USD"
+    )
     return p99 <= PROMISED_MS and not never and not held and not upstream.in_flight and not leased
