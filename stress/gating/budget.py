@@ -8,6 +8,8 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+from fastllm.policy.purse import OVERHEAD
+
 from .clients import answer, connection, message
 from .gateway import PRICES, Plan, opened
 from .provider import provider
@@ -33,7 +35,7 @@ async def run(given: argparse.Namespace) -> bool:
                 leased = gateway.leased()
                 spent = gateway.tenancy.tenants.spending(gateway.tenancy.store.list()[0]).day
     price = PRICES["providers"]["base_url"]["models"]["m"]
-    size = len(data.partition(b"\r\n\r\n")[2])  # a token has a byte at least
+    size = len(data.partition(b"\r\n\r\n")[2]) + OVERHEAD  # a token has a byte at least
     bound = (size * price["input"] + 20 * price["output"]) / 1e6
     print(f"{count} requests at once on {CENT} USD: {dict(statuses)}; each costs {bound:.6f} USD at most")
     print(

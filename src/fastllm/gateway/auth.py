@@ -99,11 +99,10 @@ class StoredKeys:
         self._tenants: dict[str, Tenant] = {}  # by the id of their key, as it was when they last asked
 
     def check(self, token: str) -> Tenant | None:
-        found = self._master.check(token) if self._master is not None else None
-        if found is not None:
-            return found
-        key = self._store.find(token)
-        return None if key is None else self._of(key)
+        key = self._store.find(token)  # which costs nothing where the token has not the look of one of its keys
+        if key is not None:
+            return self._of(key)
+        return self._master.check(token) if self._master is not None else None
 
     def tenant(self, id: str) -> Tenant | None:
         """Give who has this id: for work that goes on after the request that began it. None where it is no more."""

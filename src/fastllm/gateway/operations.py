@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Protocol
 
 import msgspec
@@ -19,6 +20,7 @@ from ..engine.engine import Engine
 from ..engine.stream import Stream
 from ..errors import ConfigError
 from ..policy.budget import Budget
+from ..policy.pricing import Price
 from ..policy.purse import Purse, answers_asked
 from ..policy.tokens import START_RATIO
 from ..providers.sse import written
@@ -151,13 +153,17 @@ def bound_of(endpoint: Endpoint, request: Request) -> float | None:
     if endpoint.price is None:
         return None
     try:
-        purse = Purse(_NO_BUDGET, endpoint.price)
-        return purse.bound(len(request.body), request.max_tokens, answers_asked(request.body))
+        return _purse(endpoint.price).bound(len(request.body), request.max_tokens, answers_asked(request.body))
     except ConfigError:
         return None
 
 
 _NO_BUDGET = Budget(0.0)  # a bound takes nothing from it
+
+
+@lru_cache
+def _purse(price: Price) -> Purse:
+    return Purse(_NO_BUDGET, price)
 
 
 async def _whole(exchange: Exchange, engine: Engine, request: Request, permit: _Permit, record: Record) -> None:

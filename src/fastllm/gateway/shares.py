@@ -2,7 +2,8 @@
 
 The file is the only truth: what all processes together have leased never exceeds a limit. A process leases a little
 more than it needs at once, and the more the more it used a moment ago, so that most admissions touch no file; near a
-limit it leases exactly what is asked for. What it does not use it gives back. What it had leased when it was killed stays booked: nobody knows what became of it.
+limit it leases exactly what is asked for. What it does not use it gives back. What it had leased when it was killed
+stays booked: nobody knows what became of it.
 
 - `Rate`, requests or tokens in any 60 seconds: a lease belongs to a slot of GRAIN seconds and is used within it, and
   leaves the window SPAN seconds after the slot's end (policy/window.py says why it is a little more than a minute).
