@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import ConfigError, MissingExtra
 from .app import Gateway
-from .inbound import Common, Inbound
+from .inbound import Inbound, Shared
 
 try:
     import uvicorn
@@ -56,11 +56,11 @@ class Server:
                 timeout_graceful_shutdown=math.ceil(options.drain),
             )
         )
-        self._common = Common(self._uvicorn.server_state)
+        self._shared = Shared(self._uvicorn.server_state)
         self._stopping: asyncio.Task[None] | None = None
 
     def _inbound(self, *, server_state: Any, **_: Any) -> Inbound:
-        return Inbound(self.gateway, self._limits, self._common, server_state=server_state)
+        return Inbound(self.gateway, self._limits, self._shared, server_state=server_state)
 
     @property
     def origin(self) -> str:

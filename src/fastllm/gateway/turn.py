@@ -43,6 +43,8 @@ class Line(Protocol):
     tasks: set[asyncio.Task[None]]
 
     def common(self) -> bytes: ...
+    def write(self, data: bytes) -> None: ...
+    def post(self, data: bytes) -> None: ...
     def read_on(self) -> None: ...
     def answered(self, turn: Turn) -> None: ...
     async def drained(self) -> None: ...
@@ -150,7 +152,7 @@ class Turn:
         elif not self.keep_alive:
             pieces.append(b"connection: close\r\n")
         pieces += (b"\r\n", body)
-        line.transport.write(b"".join(pieces))
+        line.post(b"".join(pieces))
         self._complete()
         return True
 
@@ -158,7 +160,7 @@ class Turn:
         """Write a piece of a chunked answer that has begun; False where it cannot be taken at once."""
         if self._line.write_paused or not self._chunked or self.left or self.complete:
             return False
-        self._line.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        self._line.write(b"%x\r\n%b\r\n" % (len(data), data))
         return True
 
     # ASGI
@@ -167,7 +169,7 @@ class Turn:
         if self._expects:
             self._expects = False
             if self.more and not (self._pieces or self.started or self.left):
-                self._line.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                self._line.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         while not (self.left or self.complete):
             if self._pieces or not (self.more or self._told):
                 pieces = self._pieces
@@ -219,17 +221,17 @@ class Turn:
             self._chunked = True
             pieces.append(b"transfer-encoding: chunked\r\n")
         pieces.append(b"\r\n")
-        self._line.transport.write(b"".join(pieces))
+        self._line.write(b"".join(pieces))
 
     def _body(self, body: bytes, more: bool) -> None:
         if self._chunked:
             data = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
-            self._line.transport.write(data if more else data + b"0\r\n\r\n")
+            self._line.write(data if more else data + b"0\r\n\r\n")
         elif self._chunked is False:
             self._missing -= len(body)
             if self._missing < 0 or (self._missing and not more):
                 raise RuntimeError("the answer has not the length that it promised")
-            self._line.transport.write(body)
+            self._line.write(body)
         if not more:
             self._complete()
 

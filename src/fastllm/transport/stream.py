@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from typing import Protocol
 
 from ..errors import APIConnectionError
@@ -21,7 +22,7 @@ class Sink:
     __slots__ = ("ended", "error", "pieces", "size", "waiter")
 
     def __init__(self) -> None:
-        self.pieces: list[bytes] = []
+        self.pieces: deque[bytes] = deque()
         self.size = 0
         self.ended = False
         self.error: APIConnectionError | None = None
@@ -106,12 +107,10 @@ class Body(HTTPStream):
             except BaseException:
                 self.close()
                 raise
-        # All that is there at once: a provider's chunks are single events, and each piece costs a turn of the reader.
-        pieces = sink.pieces
-        piece = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        pieces.clear()
-        sink.size = 0
-        self._source.taken(sink)
+        piece = sink.pieces.popleft()
+        sink.size -= len(piece)
+        if sink.size < HIGH_WATER // 2:
+            self._source.taken(sink)
         return piece
 
     async def aclose(self) -> None:
