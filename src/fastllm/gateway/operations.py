@@ -95,11 +95,10 @@ async def operate(gate: Gate, exchange: Exchange, tenant: Tenant, path: str, mod
     exchange.watch()
     permit = NO_PERMIT
     try:
-        endpoints = known(engine, request.model)
-        if endpoints:
-            _shed(gate.options, engine, endpoints[0], request)
+        endpoints = known(engine, request.model) or await _made_known(engine, request.model)
+        _shed(gate.options, engine, endpoints[0], request)
         if gate.admissions is not None and tenant.key is not None:
-            permit = _Permit(await _admitted(gate.admissions, tenant, engine, endpoints, request))
+            permit = _Permit(_admitted(gate.admissions, tenant, endpoints, request))
         if request.stream:
             asked.request = request
             await _streamed(exchange, engine, asked, permit, record)
@@ -130,18 +129,18 @@ def _shed(options: GatewayOptions, engine: Engine, endpoint: Endpoint, request: 
         raise Refusal(429, text, code="queue_full", retry_after=after)
 
 
-async def _admitted(
-    admissions: Admissions, tenant: Tenant, engine: Engine, endpoints: Sequence[Endpoint], request: Request
-) -> Admission:
-    """Take from the tenant's limits what the request may need. Whoever may answer is made known first: a thousand first
-    requests at once must not pass without a price."""
-    if not endpoints:
-        tiers = engine.router.route(request.model)
-        if tiers is None:
-            endpoints = (await engine.router.resolve(request.model),)
-        else:
-            await tiers.begin()
-            endpoints = tiers.known
+async def _made_known(engine: Engine, model: str) -> Sequence[Endpoint]:
+    """Have whoever may answer made known: a thousand first requests at once must not pass without a price, nor all of
+    them stand in a queue that takes ten."""
+    tiers = engine.router.route(model)
+    if tiers is None:
+        return (await engine.router.resolve(model),)
+    await tiers.begin()
+    return tiers.known
+
+
+def _admitted(admissions: Admissions, tenant: Tenant, endpoints: Sequence[Endpoint], request: Request) -> Admission:
+    """Take from the tenant's limits what the request may need."""
     tokens = max(endpoint.estimator.estimate(request).tokens for endpoint in endpoints)
     bounds = [bound_of(endpoint, request) for endpoint in endpoints]
     priced = [bound for bound in bounds if bound is not None]

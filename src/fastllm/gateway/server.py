@@ -16,7 +16,8 @@ from typing import Any
 
 from ..errors import ConfigError, MissingExtra
 from .app import Gateway
-from .inbound import Inbound, Shared
+from .inbound import Inbound
+from .outbox import Shared
 
 try:
     import uvicorn
