@@ -1,4 +1,4 @@
-"""The gateway beside bare pass-throughs and litellm's proxy: most requests a second, CPU, and added latency, as Markdown.
+"""The gateway beside bare pass-throughs and litellm's proxy: most requests a second, CPU, added latency; in Markdown.
 
     python benchmarks/gateway.py [--rounds 5] [--seconds 3] [--connections 64] [--rates 500,1000] [--without litellm]
 

@@ -1,4 +1,4 @@
-"""The gateway under clients and loads that do not behave. Each prints figures, and ends with 1 where a promise is broken.
+"""The gateway under clients and loads that do not behave: each prints figures, and ends with 1 for a broken promise.
 
 python stress/gateway.py storm [--count 10000] [--seed 1]   # clients that leave at any byte, in any way
 python stress/gateway.py stalled [--count 1000]             # readers of endless streams that read nothing
@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import argparse
 
-from gating import beside, budget, overload, stalled, storm
-
 from fastllm import loop
+from gating import beside, budget, overload, stalled, storm
 
 SCRIPTS = {
     "storm": storm.run,

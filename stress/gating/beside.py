@@ -44,7 +44,8 @@ async def run(given: argparse.Namespace) -> bool:
         f"chat p50 {1000 * quantile(alone, 0.5):.1f} ms alone, {1000 * quantile(together, 0.5):.1f} ms beside the batch"
     )
     print(
-        f"chat p99 {first:.1f} ms alone, {second:.1f} ms beside the batch: {second / first:.2f} times (promised: {PROMISED})"
+        f"chat p99 {first:.1f} ms alone, {second:.1f} ms beside the batch: {second / first:.2f} times "
+        f"(promised: {PROMISED})"
     )
     return second <= PROMISED * first and len(alone) == len(together) == asked and done > 0
 

@@ -21,19 +21,21 @@ async def run(given: argparse.Namespace) -> bool:
     """Send so many at once; true where what was spent exceeds the budget by no more than one request can cost."""
     count = given.count or 1000
     with tempfile.TemporaryDirectory(prefix="fastllm-stress-") as folder:
-        async with provider(0.02) as upstream:
-            async with opened(Plan(base_url=upstream.base_url, budget_day=CENT), Path(folder)) as gateway:
-                data = message(gateway.secret, "whole-0")
+        async with (
+            provider(0.02) as upstream,
+            opened(Plan(base_url=upstream.base_url, budget_day=CENT), Path(folder)) as gateway,
+        ):
+            data = message(gateway.secret, "whole-0")
 
-                async def ask() -> int:
-                    async with connection(gateway.server.port) as (reader, writer):
-                        writer.write(data)
-                        return (await answer(reader))[0]
+            async def ask() -> int:
+                async with connection(gateway.server.port) as (reader, writer):
+                    writer.write(data)
+                    return (await answer(reader))[0]
 
-                statuses = Counter(await asyncio.gather(*(ask() for _ in range(count))))
-                held = await gateway.emptied()
-                leased = gateway.leased()
-                spent = gateway.tenancy.tenants.spending(gateway.tenancy.store.list()[0]).day
+            statuses = Counter(await asyncio.gather(*(ask() for _ in range(count))))
+            held = await gateway.emptied()
+            leased = gateway.leased()
+            spent = gateway.tenancy.tenants.spending(gateway.tenancy.store.list()[0]).day
     price = PRICES["providers"]["base_url"]["models"]["m"]
     size = len(data.partition(b"\r\n\r\n")[2]) + OVERHEAD  # a token has a byte at least
     bound = (size * price["input"] + 20 * price["output"]) / 1e6

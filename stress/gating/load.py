@@ -1,4 +1,4 @@
-"""Open-loop load: requests go out at their times, whatever became of those before, and count from when they were due."""
+"""Open-loop load: requests go out at their times whatever became of those before, and count from when they are due."""
 
 from __future__ import annotations
 

@@ -64,21 +64,23 @@ async def run(given: argparse.Namespace) -> bool:
     """Let so many clients come and go; true where nothing of them is left and the provider was told in time."""
     count = given.count or 10_000
     with tempfile.TemporaryDirectory(prefix="fastllm-stress-") as folder:
-        async with provider() as upstream:
-            async with opened(Plan(base_url=upstream.base_url, concurrency=SLOTS), Path(folder)) as gateway:
-                storm = Storm(gateway, upstream, given.seed)
-                numbers = iter(range(1, count + 1))
+        async with (
+            provider() as upstream,
+            opened(Plan(base_url=upstream.base_url, concurrency=SLOTS), Path(folder)) as gateway,
+        ):
+            storm = Storm(gateway, upstream, given.seed)
+            numbers = iter(range(1, count + 1))
 
-                async def visitor() -> None:
-                    for number in numbers:
-                        await storm.visit(number)
+            async def visitor() -> None:
+                for number in numbers:
+                    await storm.visit(number)
 
-                await asyncio.gather(*(visitor() for _ in range(AT_ONCE)))
-                held = await gateway.emptied()
-                closed = upstream.closed
-                late = sorted(1000 * (closed[number] - left) for number, left in storm.left.items() if number in closed)
-                never = len(storm.left) - len(late)
-                leased = gateway.leased()
+            await asyncio.gather(*(visitor() for _ in range(AT_ONCE)))
+            held = await gateway.emptied()
+            closed = upstream.closed
+            late = sorted(1000 * (closed[number] - left) for number, left in storm.left.items() if number in closed)
+            never = len(storm.left) - len(late)
+            leased = gateway.leased()
     p99 = late[int(0.99 * len(late))]
     told = ", ".join(f"{number} {phase}" for phase, number in sorted(storm.phases.items()))
     print(f"{count} clients left (seed {given.seed}): {told}")
