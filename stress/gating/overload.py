@@ -41,8 +41,11 @@ class Round(msgspec.Struct):
 
 
 async def run(given: argparse.Namespace) -> bool:
-    """Find the peak with patient clients, then send five times as much, ROUNDS times; true where goodput holds and
-    sheds are quick in the best round: whatever else the machine does only ever makes it slower."""
+    """Find the peak with patient clients, then send five times as much, ROUNDS times.
+
+    True where goodput holds and sheds are quick in the best round: whatever else the machine does only ever makes it
+    slower.
+    """
     rounds = []
     async with provider(LATENCY) as upstream:
         with serving(Plan(base_url=upstream.base_url, concurrency=SLOTS, queue_size=QUEUE)) as gateway:

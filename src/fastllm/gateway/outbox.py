@@ -15,8 +15,8 @@ class Delivers(Protocol):
 class Shared:
     """What the connections of a server share: the headers that all answers have, and an outbox.
 
-    Answers that are ready in one turn of the loop are written together at its end, as the transport writes requests: the
-    kernel's code for a write then stays in the processor's cache from one to the next.
+    Answers that are ready in one turn of the loop are written together at its end, as the transport writes requests:
+    the kernel's code for a write then stays in the processor's cache from one to the next.
     """
 
     __slots__ = ("_bytes", "_pairs", "_state", "_waiting")
