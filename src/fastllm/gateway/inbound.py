@@ -286,9 +286,9 @@ class Inbound(asyncio.Protocol):
         """Say what is wrong and close. While an earlier request is still to be answered, an answer here would be taken
         for that one's."""
         self._deaf = True
-        turn, self._turn, self._fresh = self._turn, None, None
         if self.transport.is_closing():
-            return
+            return  # whoever is being answered hears of it when it is closed
+        turn, self._turn, self._fresh = self._turn, None, None
         if turn is not None:
             hidden = self._in_head or turn.started or bool(self._ahead)
             self._ahead.clear()
