@@ -32,7 +32,7 @@ LAYERS = {
 }
 # Foreign library -> the only places that may import it.
 ONE_PLACE = {
-    "httptools": ("transport/", "testing/"),
+    "httptools": ("transport/", "testing/", "gateway/inbound.py"),
     "uvloop": ("loop.py",),
     "rich": ("progress/rich.py", "cli/"),
     "click": ("cli/",),

@@ -54,3 +54,16 @@ def test_what_was_asked_is_written_down(tenancy: Tenancy) -> None:
     (row,) = tenancy.usage.query(by=["key", "model"])
     assert (row.key, row.model, row.requests, row.prompt_tokens, row.completion_tokens) == ("k", "m", 1, 3, 4)
     assert row.cost_usd == 0.25
+
+
+@pytest.mark.parametrize("end", ["settle", "release"])
+def test_a_place_is_free_again_once_a_request_has_ended_either_way(tenancy: Tenancy, end: str) -> None:
+    key, _ = tenancy.store.create("team", parallel=1)
+    for _ in range(3):
+        admitted = tenancy.admit(key, 10.0, None)
+        with pytest.raises(RateLimitError):
+            tenancy.admit(key, 10.0, None)
+        if end == "settle":
+            admitted.settle(Usage(1, 2, 3), 0.0)
+        else:
+            admitted.release()

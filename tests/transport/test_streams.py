@@ -12,6 +12,7 @@ import pytest
 from fastllm.errors import APIConnectionError, APITimeoutError, ProtocolError
 from fastllm.options import Timeout
 from fastllm.transport.http import HTTPTransport
+from fastllm.transport.stream import HIGH_WATER, SIP, Body
 from fastllm.types import Headers
 from transport.kit import FAST, Hostile, Peer, always, answer, chunked, once, until
 
@@ -196,3 +197,21 @@ async def test_aclose_of_the_transport_ends_streams_with_an_error(make: Make) ->
             async for _ in body:
                 pass
         await until(lambda: server.open == 0, 0.1)
+
+
+async def test_what_nobody_takes_is_held_by_the_provider_and_not_here(make: Make) -> None:
+    """A provider that sends megabytes fills a sink to its mark and one sip beyond it, whatever the kernel has."""
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        peer.writer.write(HEAD + b"800000\r\n" + b"x" * 0x800000 + b"\r\n0\r\n\r\n")
+        await peer.until_gone()
+
+    async with Hostile(script) as server:
+        body = await make().open(server.post(), FAST)
+        assert isinstance(body, Body)
+        await until(lambda: body._source._read_paused)  # type: ignore[attr-defined]
+        assert HIGH_WATER < body._sink.size <= HIGH_WATER + SIP
+        pieces = [piece async for piece in body]
+        assert sum(map(len, pieces)) == 0x800000 and max(map(len, pieces)) <= SIP
+        await body.aclose()

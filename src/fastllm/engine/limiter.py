@@ -208,8 +208,8 @@ class Limiter:
         waiter = _Waiter(asyncio.get_running_loop().create_future(), need, patience, estimate)
         self._hurried = min(self._hurried, patience)
         self._queues[1 if priority else 0].append(waiter)
-        if self.waiting == 1 or not priority:
-            self._admit()
+        if self.waiting == 1 or (not priority and len(self._queues[0]) == 1):
+            self._admit()  # it is a head; whoever stands behind another changes nothing
         try:
             return await waiter.future
         except asyncio.CancelledError:

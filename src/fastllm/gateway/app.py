@@ -8,7 +8,6 @@ path. What an app beside it wants to serve (files, jobs) is mounted: it comes af
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import time
 import traceback
@@ -185,7 +184,7 @@ class Gateway:
                 401, "no API key: send it as `Authorization: Bearer …` or `x-api-key`", code="missing_api_key"
             )
         found = self.keys.check(token)
-        if inspect.isawaitable(found):
+        if found is not None and not isinstance(found, Tenant):
             found = await found
         if found is None:
             raise Refusal(401, "this API key is not known here", code="invalid_api_key")

@@ -54,7 +54,7 @@ class Admission(Protocol):
         """Give everything back: nothing was sent."""
 
     def headers(self) -> Mapping[str, str]:
-        """Give the `x-ratelimit-*` of its tenant as they are now."""
+        """Give the `x-ratelimit-*` of its tenant as they are now, their names in lower case."""
 
 
 class Admissions(Protocol):
@@ -96,13 +96,13 @@ class StoredKeys:
         self._store = store
         self._master = master
         self._namespace = namespace
+        self._tenants: dict[str, Tenant] = {}  # by the id of their key, as it was when they last asked
 
     def check(self, token: str) -> Tenant | None:
-        found = self._master.check(token) if self._master is not None else None
-        if found is not None:
-            return found
-        key = self._store.find(token)
-        return None if key is None else self._of(key)
+        key = self._store.find(token)  # which costs nothing where the token has not the look of one of its keys
+        if key is not None:
+            return self._of(key)
+        return self._master.check(token) if self._master is not None else None
 
     def tenant(self, id: str) -> Tenant | None:
         """Give who has this id: for work that goes on after the request that began it. None where it is no more."""
@@ -111,7 +111,11 @@ class StoredKeys:
         return next((self._of(key) for key in self._store.list() if key.id == id and key.revoked is None), None)
 
     def _of(self, key: Any) -> Tenant:
-        return Tenant(id=key.id, models=key.models, key=key, namespace=f"{self._namespace}/{key.id}")
+        known = self._tenants.get(key.id)
+        if known is None or known.key is not key:
+            known = Tenant(id=key.id, models=key.models, key=key, namespace=f"{self._namespace}/{key.id}")
+            self._tenants[key.id] = known
+        return known
 
     def __repr__(self) -> str:
         return f"<StoredKeys {self._store!r}>"

@@ -3,7 +3,8 @@
 It reads the few headers that matter in one pass, reads the body up to its bound, writes answers and events, and watches
 for a client that goes away: then the task that works for it is cancelled, and whatever that holds is given back.
 
-Watching a request that is answered at once would cost more than answering it, so the watch begins a moment later.
+Our own server tells of that by itself, and writes without a message for each piece (`Wire`). Of any other it is asked,
+by a task, and as watching a request that is answered at once would cost more than answering it, a moment later.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 from ..clock import TASKS
 from .config import GatewayOptions
@@ -26,12 +27,25 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGI = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-AtOnce = Callable[[int, Pairs, bytes], bool]
+WIRE = "fastllm.wire"  # where our own server puts a Wire into the scope
 
-# What a server may put into the scope: `ABORT()` drops the connection; `AT_ONCE(status, headers, body)` writes a whole
-# answer, whose headers must be good as they are, or gives False.
-ABORT = "fastllm.abort"
-AT_ONCE = "fastllm.at_once"
+
+class Wire(Protocol):
+    """What a server may do for us beyond ASGI."""
+
+    def on_leave(self, callback: Callable[[], None] | None) -> None:
+        """Have this called, once, when the client leaves before its answer is whole; None: nobody."""
+
+    def whole(self, status: int, headers: Pairs, body: bytes) -> bool:
+        """Write a whole answer, whose headers must be good as they are. False: it was not taken, send it."""
+
+    def write(self, data: bytes) -> bool:
+        """Write a piece of an answer that has begun. False: it was not taken, send it."""
+
+    def abort(self) -> None:
+        """Drop the connection with all that was written and not read."""
+
+
 WATCH_AFTER = 0.02  # seconds: a client that went away is noticed so much later at most
 GONE = 499  # what is recorded of a client that went away, as nginx does
 _PING = b":\n\n"
@@ -64,8 +78,8 @@ class Exchange:
     """The state of one request. `began` is monotonic; `status` is 0 until an answer has begun."""
 
     __slots__ = (
-        "_gone", "_handle", "_last", "_receive", "_send", "_streaming", "_task", "_watcher", "began", "face", "headers",
-        "method", "options", "path", "request_id", "scope", "sent_bytes", "status",
+        "_gone", "_handle", "_last", "_receive", "_send", "_streaming", "_task", "_watcher", "_wire", "began", "face",
+        "headers", "method", "options", "path", "request_id", "scope", "sent_bytes", "status",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, options: GatewayOptions, face: Face) -> None:
@@ -77,6 +91,7 @@ class Exchange:
         self.path: str = scope["path"]
         self._receive = receive
         self._send = send
+        self._wire: Wire | None = scope.get(WIRE)
         found: dict[str, bytes] = {}
         for name, value in scope["headers"]:
             known = _READ.get(name)
@@ -155,15 +170,25 @@ class Exchange:
         """Cancel this task when the client goes away, from now until `unwatch`."""
         loop = asyncio.get_running_loop()
         self._task = TASKS.get(loop) or asyncio.current_task()
-        self._handle = loop.call_later(WATCH_AFTER, self._begin_watching)
+        if self._wire is not None:
+            self._wire.on_leave(self._has_left)
+        else:
+            self._handle = loop.call_later(WATCH_AFTER, self._begin_watching)
 
     def unwatch(self) -> None:
+        if self._wire is not None:
+            self._wire.on_leave(None)
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
         if self._watcher is not None:
             self._watcher.cancel()
             self._watcher = None
+
+    def _has_left(self) -> None:
+        self._gone = True
+        if self._task is not None:
+            self._task.cancel("the client went away")
 
     def _begin_watching(self) -> None:
         self._handle = None
@@ -184,9 +209,7 @@ class Exchange:
                     pause = self.options.keep_alive
                 continue
             if message["type"] == "http.disconnect":
-                self._gone = True
-                if self._task is not None:
-                    self._task.cancel("the client went away")
+                self._has_left()
                 return
 
     # The answer
@@ -207,8 +230,7 @@ class Exchange:
     async def _reply(self, status: int, body: bytes, pairs: Pairs) -> None:
         self.status = status
         self.sent_bytes = len(body)
-        at_once: AtOnce | None = self.scope.get(AT_ONCE)
-        if at_once is not None and self.method != "HEAD" and at_once(status, pairs, body):
+        if self._wire is not None and self.method != "HEAD" and self._wire.whole(status, pairs, body):
             return
         await self._send({"type": "http.response.start", "status": status, "headers": pairs})
         await self._send({"type": "http.response.body", "body": body if self.method != "HEAD" else b""})
@@ -229,9 +251,21 @@ class Exchange:
         self._last = time.monotonic()
         await self._send({"type": "http.response.start", "status": 200, "headers": pairs})
         self._streaming = True
-        if self._handle is not None:
+        if self._wire is not None:
+            self._keep_alive()
+        elif self._handle is not None:
             self._handle.cancel()
             self._begin_watching()
+
+    def _keep_alive(self) -> None:
+        """Write a comment where nothing was written for long, and look again. Who does not read needs none."""
+        now = time.monotonic()
+        quiet, pause = now - self._last, self.options.keep_alive
+        if quiet >= pause - 0.001:
+            if self._wire is not None and self._wire.write(_PING):
+                self.sent_bytes += len(_PING)
+            self._last, quiet = now, 0.0
+        self._handle = asyncio.get_running_loop().call_later(pause - quiet, self._keep_alive)
 
     async def write(self, events: bytes) -> None:
         """Send whole events. Waits while the client does not read."""
@@ -240,6 +274,8 @@ class Exchange:
 
     async def _write(self, events: bytes) -> None:
         self.sent_bytes += len(events)
+        if self._wire is not None and self._wire.write(events):
+            return
         await self._send({"type": "http.response.body", "body": events, "more_body": True})
 
     async def end(self) -> None:
@@ -261,11 +297,10 @@ class Exchange:
 
     async def abort(self) -> None:
         """Drop the connection with all that was written and not read."""
-        abort = self.scope.get(ABORT)
-        if abort is not None:
-            abort()
         self._gone = True
-        await asyncio.sleep(0)  # until the connection has heard of it
+        if self._wire is not None:
+            self._wire.on_leave(None)
+            self._wire.abort()
 
     def __repr__(self) -> str:
         return f"<Exchange {self.method} {self.path} {self.status or 'open'}>"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Protocol
 
 import msgspec
@@ -19,6 +20,7 @@ from ..engine.engine import Engine
 from ..engine.stream import Stream
 from ..errors import ConfigError
 from ..policy.budget import Budget
+from ..policy.pricing import Price
 from ..policy.purse import Purse, answers_asked
 from ..policy.tokens import START_RATIO
 from ..providers.sse import written
@@ -30,7 +32,7 @@ from .exchange import Exchange, header_value
 from .faces import Pairs, Refusal
 from .record import Record
 
-MOST_WRITTEN = 64 * 1024  # bytes of events in one write
+MOST_WRITTEN = 16 * 1024  # bytes of events in one write
 DONE = b"data: [DONE]\n\n"
 LONGEST_QUEUE = 86_400.0  # seconds: what is told of a wait whose end is not known
 
@@ -71,7 +73,7 @@ class _Permit:
     def headers(self) -> Pairs:
         if self._admission is None:
             return []
-        return [(name.lower().encode(), str(value).encode()) for name, value in self._admission.headers().items()]
+        return [(name.encode(), value.encode()) for name, value in self._admission.headers().items()]
 
 
 NO_PERMIT = _Permit(None)
@@ -93,11 +95,10 @@ async def operate(gate: Gate, exchange: Exchange, tenant: Tenant, path: str, mod
     exchange.watch()
     permit = NO_PERMIT
     try:
-        endpoints = known(engine, request.model)
-        if endpoints:
-            _shed(gate.options, engine, endpoints[0], request)
+        endpoints = known(engine, request.model) or await _made_known(engine, request.model)
+        _shed(gate.options, engine, endpoints[0], request)
         if gate.admissions is not None and tenant.key is not None:
-            permit = _Permit(await _admitted(gate.admissions, tenant, engine, endpoints, request))
+            permit = _Permit(_admitted(gate.admissions, tenant, endpoints, request))
         if request.stream:
             asked.request = request
             await _streamed(exchange, engine, asked, permit, record)
@@ -128,18 +129,18 @@ def _shed(options: GatewayOptions, engine: Engine, endpoint: Endpoint, request: 
         raise Refusal(429, text, code="queue_full", retry_after=after)
 
 
-async def _admitted(
-    admissions: Admissions, tenant: Tenant, engine: Engine, endpoints: Sequence[Endpoint], request: Request
-) -> Admission:
-    """Take from the tenant's limits what the request may need. Whoever may answer is made known first: a thousand first
-    requests at once must not pass without a price."""
-    if not endpoints:
-        tiers = engine.router.route(request.model)
-        if tiers is None:
-            endpoints = (await engine.router.resolve(request.model),)
-        else:
-            await tiers.begin()
-            endpoints = tiers.known
+async def _made_known(engine: Engine, model: str) -> Sequence[Endpoint]:
+    """Have whoever may answer made known: a thousand first requests at once must not pass without a price, nor all of
+    them stand in a queue that takes ten."""
+    tiers = engine.router.route(model)
+    if tiers is None:
+        return (await engine.router.resolve(model),)
+    await tiers.begin()
+    return tiers.known
+
+
+def _admitted(admissions: Admissions, tenant: Tenant, endpoints: Sequence[Endpoint], request: Request) -> Admission:
+    """Take from the tenant's limits what the request may need."""
     tokens = max(endpoint.estimator.estimate(request).tokens for endpoint in endpoints)
     bounds = [bound_of(endpoint, request) for endpoint in endpoints]
     priced = [bound for bound in bounds if bound is not None]
@@ -151,13 +152,17 @@ def bound_of(endpoint: Endpoint, request: Request) -> float | None:
     if endpoint.price is None:
         return None
     try:
-        purse = Purse(_NO_BUDGET, endpoint.price)
-        return purse.bound(len(request.body), request.max_tokens, answers_asked(request.body))
+        return _purse(endpoint.price).bound(len(request.body), request.max_tokens, answers_asked(request.body))
     except ConfigError:
         return None
 
 
 _NO_BUDGET = Budget(0.0)  # a bound takes nothing from it
+
+
+@lru_cache
+def _purse(price: Price) -> Purse:
+    return Purse(_NO_BUDGET, price)
 
 
 async def _whole(exchange: Exchange, engine: Engine, request: Request, permit: _Permit, record: Record) -> None:
@@ -226,7 +231,9 @@ async def _pass_on(exchange: Exchange, engine: Engine, stream: Stream, asked: As
     """Write each event as soon as it is there. While the client does not read, neither do we."""
     seconds = exchange.options.write_seconds
     while chunks := await stream.take():
-        for events in _framed(chunks, hide_usage=asked.hide_usage):
+        framed = _framed(chunks, hide_usage=asked.hide_usage)
+        chunks.clear()  # they take ten times the room of what is to be written
+        for events in framed:
             limit = engine.clock.deadline(seconds)
             try:
                 with limit:

@@ -125,8 +125,6 @@ class Passthrough:
         answer: HTTPStream | None = None
         try:
             answer = await engine.transport.open(request, engine.timeout)
-            if admission is not None:
-                admission.settle(None, None)
             if answer.status == 401:  # whatever it says, it is our key that it says it of
                 raise Refusal(502, f"{self._name} refuses this server's key", code="upstream_authentication")
             latency = engine.clock.now() - permit.sent
@@ -145,6 +143,8 @@ class Passthrough:
             raise
         finally:
             if answer is not None:
+                if admission is not None:
+                    admission.settle(None, None)
                 await answer.aclose()
             endpoint.ended(permit, failure)
 

@@ -1,8 +1,9 @@
 """Shares: how much of one key's limits this process has leased from the file that all processes share.
 
 The file is the only truth: what all processes together have leased never exceeds a limit. A process leases a little
-more than it needs at once, so that most admissions touch no file; near a limit it leases exactly what is asked for.
-What it does not use it gives back. What it had leased when it was killed stays booked: nobody knows what became of it.
+more than it needs at once, and the more the more it used a moment ago, so that most admissions touch no file; near a
+limit it leases exactly what is asked for. What it does not use it gives back. What it had leased when it was killed
+stays booked: nobody knows what became of it.
 
 - `Rate`, requests or tokens in any 60 seconds: a lease belongs to a slot of GRAIN seconds and is used within it, and
   leaves the window SPAN seconds after the slot's end (policy/window.py says why it is a little more than a minute).
@@ -28,7 +29,7 @@ UNITS = 10**9  # in a dollar: whole numbers, because sums of fractions would dri
 NEAR = 0.1  # of a limit: with less than that left, nothing is leased beyond what is asked for
 NEAR_USD = 1.0
 PART = 0.05  # of what is left: the most that is leased beyond it
-AHEAD = 8  # requests like the one that asks
+AHEAD = 8  # requests like the one that asks: the least that is leased beyond it
 _DUST = 1e-9
 
 _CHANGE = """INSERT INTO windows VALUES (?, ?, ?, ?)
@@ -135,7 +136,7 @@ class Rate:
                 raise Refused(self.kind, limit, used - self.free, self._wait(rows, now, short - room, amount > limit))
             grant = short
             if room - short > NEAR * limit:
-                grant += math.floor(min(PART * (room - short), AHEAD * amount + self.before))
+                grant += math.floor(min(PART * (room - short), AHEAD * amount + max(self.before, self.taken)))
             db.execute(_CHANGE, (self.key, self.kind, self.slot, grant))
         last = leaves(self.slot if grant else rows[-1][0]) if grant or rows else 0.0
         self._planned = (tuple(self._changes), grant, used + grant, last)
@@ -208,7 +209,7 @@ class Account:
                 raise Refused("day" if len(self.period) == 10 else "month", limit, gone / UNITS, math.inf, passing)
             kept = units
             if left - units > max(NEAR * most, NEAR_USD * UNITS):
-                kept += min(int(PART * (left - units)), AHEAD * units)
+                kept += min(int(PART * (left - units)), max(AHEAD * units, self.held + self.settled))
         change = self.held + kept + self.settled - self.recorded
         if change or self.settled:
             db.execute(_BOOK, (self.key, self.period, change, self.settled))
@@ -245,7 +246,7 @@ class Places:
             if others + wanted > limit:
                 raise Refused("parallel", limit, others + self.taken, 1.0)
             if limit - others - wanted > NEAR * limit:
-                wanted += min(int(PART * (limit - others - wanted)), AHEAD)
+                wanted += min(int(PART * (limit - others - wanted)), max(AHEAD, self.taken))
         if wanted != self.leased or now >= self.renew_at:
             db.execute(_PLACE, (self.key, self.process, wanted, now + LEASE))
             self._planned = (wanted, now + LEASE / 4 if wanted else math.inf)

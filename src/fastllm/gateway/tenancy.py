@@ -82,8 +82,9 @@ class Admitted:
         self._admission = admission
 
     def settle(self, usage: Usage | None, cost: float | None) -> None:
-        """Book what it really used; None stands for what nobody knows."""
+        """Book what it really used; None stands for what nobody knows. Its place is free."""
         self._admission.settle(None if usage is None else usage.total_tokens, cost)
+        self._admission.release()
 
     def release(self) -> None:
         """Give everything back, unless it was settled: nothing was sent."""

@@ -27,6 +27,7 @@ import threading
 import time
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path
 
 import msgspec
@@ -439,12 +440,21 @@ def _headers(key: VirtualKey, state: _State, now: float) -> list[tuple[str, str]
         if limit is not None:
             cleared = now >= rate.last
             left = math.floor(limit if cleared else rate.remaining(limit))
-            found += [
-                (f"x-ratelimit-limit-{rate.kind}", f"{limit:.0f}"),
-                (f"x-ratelimit-remaining-{rate.kind}", f"{left}"),
-                (f"x-ratelimit-reset-{rate.kind}", f"{0.0 if cleared else rate.last - now:.3f}s"),
-            ]
+            names = _NAMES[rate.kind]
+            reset = 0.0 if cleared else rate.last - now
+            found += [(names[0], _whole(limit)), (names[1], str(left)), (names[2], f"{reset:.3f}s")]
     return found
+
+
+_NAMES = {
+    kind: tuple(f"x-ratelimit-{what}-{kind}" for what in ("limit", "remaining", "reset"))
+    for kind in ("requests", "tokens")
+}
+
+
+@lru_cache
+def _whole(limit: float) -> str:
+    return f"{limit:.0f}"
 
 
 def _check_valid(key: VirtualKey, wall: float) -> None:

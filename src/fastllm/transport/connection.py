@@ -20,7 +20,7 @@ from ..errors import APIConnectionError, APITimeoutError, ProtocolError
 from ..options import Timeout
 from ..types import HTTPResponse
 from .answer import AnswerReader
-from .stream import HIGH_WATER, Body, Sink
+from .stream import HIGH_WATER, SIP, Body, Sink, Sips
 from .sweep import Sweeper, Waiting, unwatch
 
 SLICE = 256 * 1024  # larger requests are written piece by piece, as the peer takes them
@@ -75,6 +75,7 @@ class Context(msgspec.Struct, frozen=True):
     max_header_bytes: int
     max_body_bytes: int
     outbox: Outbox
+    sip: memoryview = msgspec.field(default_factory=lambda: memoryview(bytearray(SIP)))
 
 
 class Owner(Protocol):
@@ -94,7 +95,7 @@ class Connection(asyncio.Protocol):
     """`start` an exchange and await its future: an HTTPResponse, or a Body for a stream."""
 
     __slots__ = (
-        "_context", "_read_paused", "_reader", "_sink", "_streaming", "_timeout", "_unsent", "_waiter",
+        "_context", "_read_paused", "_reader", "_sink", "_sips", "_streaming", "_timeout", "_unsent", "_waiter",
         "_write_paused", "bucket", "busy", "closed", "due", "expires", "idle_since", "loop", "name", "owner",
         "requests", "retires", "transport",
     )  # fmt: skip
@@ -117,7 +118,7 @@ class Connection(asyncio.Protocol):
         self._streaming = False
         self._timeout = _UNSET
         self._unsent: memoryview | None = None
-        self._write_paused = self._read_paused = False
+        self._write_paused = self._read_paused = self._sips = False
 
     # The exchange
 
@@ -130,12 +131,21 @@ class Connection(asyncio.Protocol):
         self._timeout = timeout
         if timeout.first_byte is not None:
             self._context.sweeper.watch(self, now, timeout.first_byte)
+        if stream and not self._sips:
+            self._sip()
         if len(data) <= SLICE:
             self._context.outbox.put(self, data)
         else:
             self._unsent = memoryview(data)
             self._pump()
         return waiter
+
+    def _sip(self) -> None:
+        """Read in small pieces from now on."""
+        self._sips = True
+        self.transport.pause_reading()
+        self.transport.set_protocol(Sips(self, self._context.sip))
+        self.transport.resume_reading()
 
     def forsake(self, waiter: asyncio.Future[Any]) -> None:
         """Whoever awaited the future of `start` was cancelled: close, unless the exchange had ended before."""
