@@ -81,6 +81,9 @@ class _Protocol(HttpToolsProtocol):
             self._head_came()
         super().on_headers_complete()
         self.scope[AT_ONCE] = partial(_at_once, self.cycle)  # type: ignore[literal-required]
+        if self.parser.get_http_version() == "1.0":
+            self.cycle.waiting_for_100_continue = False  # RFC 9110, 10.1.1: it knows no interim answers
+            self.cycle.send = partial(_send_unchunked, self.cycle)  # type: ignore[method-assign]
 
     def on_message_complete(self) -> None:
         self._ended = True
@@ -166,6 +169,17 @@ def _at_once(cycle: RequestResponseCycle, status: int, headers: Pairs, body: byt
         cycle.transport.close()
     cycle.on_response()
     return True
+
+
+async def _send_unchunked(cycle: RequestResponseCycle, message: Any) -> None:
+    """Send to a client of HTTP/1.0, which knows no chunks (RFC 9112, 6.1): a body without a length ends with the
+    connection. uvicorn would send it in chunks."""
+    if message["type"] == "http.response.start":
+        if all(name.lower() != b"content-length" for name, _ in message.get("headers", ())):
+            cycle.chunked_encoding = False
+    elif cycle.response_started and not cycle.expected_content_length:
+        cycle.expected_content_length = len(message.get("body", b""))
+    await RequestResponseCycle.send(cycle, message)
 
 
 class _Uvicorn(uvicorn.Server):
