@@ -74,7 +74,7 @@ def _response(ask: Ask, text: str, prompt: int, completion: int, reason: str) ->
         "top_p": 1.0,
         "usage": {
             "input_tokens": prompt,
-            "input_tokens_details": {"cached_tokens": 0},
+            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
             "output_tokens": completion,
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": prompt + completion,
@@ -172,4 +172,10 @@ def moderations(ask: Ask) -> Answer:
 def _judged(flagged: bool) -> dict[str, Any]:
     categories = {name: flagged and name == "violence" for name in _CATEGORIES}
     scores = {name: 0.99 if bad else 0.01 for name, bad in categories.items()}
-    return {"flagged": flagged, "categories": categories, "category_scores": scores}
+    applied = {name: ["text"] for name in categories}
+    return {
+        "flagged": flagged,
+        "categories": categories,
+        "category_scores": scores,
+        "category_applied_input_types": applied,
+    }
