@@ -1,4 +1,4 @@
-"""gateway: curl, the client that is on every machine: bodies that wait to be wanted, HTTP/1.0, streams event by event."""
+"""gateway: curl, which is on every machine: bodies that wait to be wanted, HTTP/1.0, streams event by event."""
 
 from __future__ import annotations
 

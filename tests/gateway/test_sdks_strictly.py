@@ -65,13 +65,16 @@ async def test_the_synchronous_client_streams_and_leaves_early() -> None:
 
         def ask() -> None:
             here: Any = {"base_url": gate.base_url, "api_key": KEY, "max_retries": 0}
-            with openai.OpenAI(**here) as client, client.chat.completions.stream(model="m", messages=MESSAGES) as events:
+            with (
+                openai.OpenAI(**here) as client,
+                client.chat.completions.stream(model="m", messages=MESSAGES) as events,
+            ):
                 texts = [event.delta for event in events if event.type == "content.delta"]
                 assert "".join(texts) == events.get_final_completion().choices[0].message.content
-            with anthropic.Anthropic(base_url=gate.server.origin, api_key=KEY) as client:
-                with client.messages.stream(model="m", max_tokens=50, messages=MESSAGES) as stream:
-                    for _ in stream.text_stream:
-                        break
+            asked: Any = {"model": "m", "max_tokens": 50, "messages": MESSAGES}
+            claude = anthropic.Anthropic(base_url=gate.server.origin, api_key=KEY)
+            with claude, claude.messages.stream(**asked) as stream:
+                next(iter(stream.text_stream))
 
         await asyncio.to_thread(ask)
         await gate.idle()

@@ -202,7 +202,8 @@ class Exchange:
 
     async def plain(self, status: int, body: bytes, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Send a whole answer of another type."""
-        await self._reply(status, body, [(b"content-length", b"%d" % len(body)), *headers])
+        length = [(b"content-length", b"%d" % len(body))] if status != 204 else []  # RFC 9110, 8.6
+        await self._reply(status, body, [*length, *headers])
 
     async def _reply(self, status: int, body: bytes, pairs: Pairs) -> None:
         self.status = status
