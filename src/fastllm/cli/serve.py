@@ -85,7 +85,7 @@ async def _serve(setup: Setup, tenancy: Tenancy, flags: dict[str, Any]) -> None:
             gateway = open_gateway(setup, engine, listeners, tenancy)
             server = Server(gateway)
             server.on_signals(lambda: _reload(gateway, tenancy, flags))
-            async with Beside(gateway, setup.engine):
+            async with Beside(gateway, setup.engine, tenancy.database):
                 await server.run(lambda origin: say(f"listening on {origin}"))
         finally:
             await engine.aclose()

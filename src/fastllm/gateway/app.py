@@ -31,10 +31,11 @@ from .exchange import ASGI, GONE, Exchange, Receive, Scope, Send
 from .faces import ANTHROPIC, OPENAI, RESPONSES_FACE, Face, Fault, Refusal, fault_of
 from .operations import operate
 from .record import Listener, Record, tell
+from .response_store import ResponseStore
 
 logger = logging.getLogger("fastllm.gateway")
 
-COUNT_TOKENS = "/messages/count_tokens"
+COUNT_TOKENS, INPUT_TOKENS = "/messages/count_tokens", "/responses/input_tokens"
 _FACES: Mapping[str, Face] = {RESPONSES: RESPONSES_FACE, MESSAGES: ANTHROPIC, COUNT_TOKENS: ANTHROPIC}
 _OPERATIONS = (CHAT, COMPLETIONS, EMBEDDINGS, MODERATIONS, RESPONSES, MESSAGES)
 _DEPLOYMENTS = "/openai/deployments/"
@@ -81,6 +82,7 @@ class Gateway:
         self.listeners = tuple(listeners)
         self.metrics = metrics
         self.mounts = dict(mounts)
+        self.responses: ResponseStore | None = None
         self.draining = False
         self.under_way = 0
         self.reload(engine, options or GatewayOptions(), catalog or Catalog())
@@ -287,7 +289,8 @@ async def _operation(gate: Gateway, exchange: Exchange, tenant: Tenant, rest: st
 
 
 async def _count(gate: Gateway, exchange: Exchange, tenant: Tenant, rest: str, record: Record) -> None:
-    asked = asked_of(exchange, MESSAGES, await exchange.body(), rest, gate.default_model, tenant)
+    path = MESSAGES if record.route == COUNT_TOKENS else RESPONSES
+    asked = asked_of(exchange, path, await exchange.body(), rest, gate.default_model, tenant)
     record.model = asked.request.model
     if not gate.serves(record.model):
         raise Refusal(404, f"the model {record.model[:100]!r} is not served here", code="model_not_found")
@@ -331,6 +334,7 @@ async def _metrics(gate: Gateway, exchange: Exchange, tenant: Tenant, rest: str,
 _PLAIN: dict[str, Route] = {
     **{path: Route(path, _operation, face=_FACES.get(path, OPENAI)) for path in _OPERATIONS},
     COUNT_TOKENS: Route(COUNT_TOKENS, _count, face=ANTHROPIC),
+    INPUT_TOKENS: Route(INPUT_TOKENS, _count),
     "/models": Route("/models", _models, "GET"),
     "/health": Route("/health", _health, "GET", open=True),
     "/health/live": Route("/health/live", _health, "GET", open=True),

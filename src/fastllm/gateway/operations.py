@@ -22,13 +22,15 @@ from ..policy.budget import Budget
 from ..policy.purse import Purse, answers_asked
 from ..policy.tokens import START_RATIO
 from ..providers.sse import written
-from ..types import CHAT, COMPLETIONS, Chunk, Request, Response
+from ..types import CHAT, COMPLETIONS, RESPONSES, Chunk, Request, Response
 from .asking import Asked, asked_of, attempts_left, timeout_for
 from .auth import Admission, Admissions, Tenant
 from .config import GatewayOptions
 from .exchange import Exchange, header_value
 from .faces import Pairs, Refusal
 from .record import Record
+from .response_store import ResponseStore
+from .responses import Turn
 
 MOST_WRITTEN = 64 * 1024  # bytes of events in one write
 DONE = b"data: [DONE]\n\n"
@@ -40,6 +42,7 @@ class Gate(Protocol):
 
     options: GatewayOptions
     admissions: Admissions | None
+    responses: ResponseStore | None
 
     @property
     def attempts(self) -> int: ...
@@ -91,8 +94,12 @@ async def operate(gate: Gate, exchange: Exchange, tenant: Tenant, path: str, mod
     if timeout is not UNSET:
         request = msgspec.structs.replace(request, timeout=timeout)
     exchange.watch()
-    permit = NO_PERMIT
+    permit, turn = NO_PERMIT, None
     try:
+        if path == RESPONSES and gate.responses is not None:
+            turn = Turn(gate.responses, engine, tenant, request)
+            await turn.begin()
+            request, engine = turn.request, turn.engine
         endpoints = known(engine, request.model)
         if endpoints:
             _shed(gate.options, engine, endpoints[0], request)
@@ -100,9 +107,9 @@ async def operate(gate: Gate, exchange: Exchange, tenant: Tenant, path: str, mod
             permit = _Permit(await _admitted(gate.admissions, tenant, engine, endpoints, request))
         if request.stream:
             asked.request = request
-            await _streamed(exchange, engine, asked, permit, record)
+            await _streamed(exchange, engine, asked, permit, record, turn)
         else:
-            await _whole(exchange, engine, request, permit, record)
+            await _whole(exchange, engine, request, permit, record, turn)
     finally:
         exchange.unwatch()
         permit.release()
@@ -160,9 +167,13 @@ def bound_of(endpoint: Endpoint, request: Request) -> float | None:
 _NO_BUDGET = Budget(0.0)  # a bound takes nothing from it
 
 
-async def _whole(exchange: Exchange, engine: Engine, request: Request, permit: _Permit, record: Record) -> None:
+async def _whole(
+    exchange: Exchange, engine: Engine, request: Request, permit: _Permit, record: Record, turn: Turn | None
+) -> None:
     response = await engine.execute(request)
     permit.settle(response.usage, response.cost)
+    if turn is not None:
+        response = await turn.answered(response)
     seconds = time.monotonic() - exchange.began
     _note(record, response)
     record.first_byte = seconds
@@ -187,7 +198,9 @@ def _note(record: Record, response: Response) -> None:
     record.usage, record.cost = response.usage, response.cost
 
 
-async def _streamed(exchange: Exchange, engine: Engine, asked: Asked, permit: _Permit, record: Record) -> None:
+async def _streamed(
+    exchange: Exchange, engine: Engine, asked: Asked, permit: _Permit, record: Record, turn: Turn | None
+) -> None:
     stream = await engine.stream(asked.request)
     record.first_byte = time.monotonic() - exchange.began
     record.overhead = max(0.0, record.first_byte - stream.latency)
@@ -195,7 +208,7 @@ async def _streamed(exchange: Exchange, engine: Engine, asked: Asked, permit: _P
     cache = "hit" if stream.cached else "miss" if engine.cache is not None else "off"
     try:
         await exchange.begin(_told(stream.endpoint, stream.attempts, cache, record.overhead) + permit.headers())
-        await _pass_on(exchange, engine, stream, asked)
+        await _pass_on(exchange, engine, stream, asked, turn)
     finally:
         await stream.aclose()
         _settle(stream, permit, record, engine, asked.request)
@@ -222,10 +235,12 @@ def _settle(stream: Stream, permit: _Permit, record: Record, engine: Engine, req
     permit.settle(usage, cost)
 
 
-async def _pass_on(exchange: Exchange, engine: Engine, stream: Stream, asked: Asked) -> None:
+async def _pass_on(exchange: Exchange, engine: Engine, stream: Stream, asked: Asked, turn: Turn | None) -> None:
     """Write each event as soon as it is there. While the client does not read, neither do we."""
     seconds = exchange.options.write_seconds
     while chunks := await stream.take():
+        if turn is not None:
+            chunks = await turn.told(chunks, stream.endpoint)
         for events in _framed(chunks, hide_usage=asked.hide_usage):
             limit = engine.clock.deadline(seconds)
             try:

@@ -90,7 +90,7 @@ class Passthrough:
         admission = self._admitted(tenant, body)
         exchange.watch()
         try:
-            await self._pass(exchange, endpoint, request, admission, send)
+            await pass_on(self._name, self._engine(), endpoint, request, exchange, admission, send)
         finally:
             exchange.unwatch()
             if admission is not None:
@@ -111,62 +111,71 @@ class Passthrough:
             return None
         return admissions.admit(tenant.key, len(body) * START_RATIO + FIRST_ANSWER, None)
 
-    async def _pass(
-        self, exchange: Exchange, endpoint: Endpoint, request: HTTPRequest, admission: Admission | None, send: Send
-    ) -> None:
-        engine, limiter = self._engine(), endpoint.limiter
-        try:
-            async with asyncio.timeout(exchange.options.queue):
-                permit = await limiter.acquire(_NOTHING)
-        except TimeoutError:
-            text = f"no turn at {self._name} within {exchange.options.queue:g} s"
-            raise Refusal(429, text, code="queue_timeout", retry_after=limiter.outlook(_NOTHING)) from None
-        failure: LLMError | None = None
-        answer: HTTPStream | None = None
-        try:
-            answer = await engine.transport.open(request, engine.timeout)
-            if admission is not None:
-                admission.settle(None, None)
-            if answer.status == 401:  # whatever it says, it is our key that it says it of
-                raise Refusal(502, f"{self._name} refuses this server's key", code="upstream_authentication")
-            latency = engine.clock.now() - permit.sent
-            if answer.status == 429:
-                hints = read_hints(answer.headers, engine.clock.time(), endpoint.limit_names)
-                limiter.refused(permit, hints.retry_after)
-            elif answer.status >= 500:
-                limiter.failed(permit, answered=True)
-            else:
-                limiter.answered(permit, latency)
-            await self._answer(exchange, answer, send)
-        except LLMError as error:
-            endpoint.cleanse(error)
-            error.endpoint, error.attempts = self._name, 1
-            failure = error if isinstance(error, APIConnectionError) else None
-            raise
-        finally:
-            if answer is not None:
-                await answer.aclose()
-            endpoint.ended(permit, failure)
-
-    async def _answer(self, exchange: Exchange, answer: HTTPStream, send: Send) -> None:
-        """Send an answer on, piece by piece. While the client does not read, neither do we."""
-        headers = told_headers(answer.headers, answer.status)
-        headers.append((b"x-fastllm-provider", header_value(self._name)))
-        headers += [(name, exchange.request_id.encode()) for name in (b"x-request-id", b"x-fastllm-request-id")]
-        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-        seconds = exchange.options.write_seconds
-        async for piece in answer:
-            try:
-                async with asyncio.timeout(seconds) as limit:
-                    await send({"type": "http.response.body", "body": piece, "more_body": True})
-            except TimeoutError:
-                if limit.expired():
-                    await exchange.abort()
-                raise
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
     def __repr__(self) -> str:
         return f"<Passthrough {self._name} {self._endpoint!r}>"
+
+
+async def pass_on(
+    name: str,
+    engine: Engine,
+    endpoint: Endpoint,
+    request: HTTPRequest,
+    exchange: Exchange,
+    admission: Admission | None,
+    send: Send,
+) -> None:
+    """Send a request to an endpoint in its turn, and its answer to the client. Raises an LLMError, or Refusal."""
+    limiter = endpoint.limiter
+    try:
+        async with asyncio.timeout(exchange.options.queue):
+            permit = await limiter.acquire(_NOTHING)
+    except TimeoutError:
+        text = f"no turn at {name} within {exchange.options.queue:g} s"
+        raise Refusal(429, text, code="queue_timeout", retry_after=limiter.outlook(_NOTHING)) from None
+    failure: LLMError | None = None
+    answer: HTTPStream | None = None
+    try:
+        answer = await engine.transport.open(request, engine.timeout)
+        if admission is not None:
+            admission.settle(None, None)
+        if answer.status == 401:  # whatever it says, it is our key that it says it of
+            raise Refusal(502, f"{name} refuses this server's key", code="upstream_authentication")
+        latency = engine.clock.now() - permit.sent
+        if answer.status == 429:
+            hints = read_hints(answer.headers, engine.clock.time(), endpoint.limit_names)
+            limiter.refused(permit, hints.retry_after)
+        elif answer.status >= 500:
+            limiter.failed(permit, answered=True)
+        else:
+            limiter.answered(permit, latency)
+        await _answer(name, exchange, answer, send)
+    except LLMError as error:
+        endpoint.cleanse(error)
+        error.endpoint, error.attempts = name, 1
+        failure = error if isinstance(error, APIConnectionError) else None
+        raise
+    finally:
+        if answer is not None:
+            await answer.aclose()
+        endpoint.ended(permit, failure)
+
+
+async def _answer(name: str, exchange: Exchange, answer: HTTPStream, send: Send) -> None:
+    """Send an answer on, piece by piece. While the client does not read, neither do we."""
+    headers = told_headers(answer.headers, answer.status)
+    headers.append((b"x-fastllm-provider", header_value(name)))
+    headers += [(key, exchange.request_id.encode()) for key in (b"x-request-id", b"x-fastllm-request-id")]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    seconds = exchange.options.write_seconds
+    async for piece in answer:
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        except TimeoutError:
+            if limit.expired():
+                await exchange.abort()
+            raise
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def url_below(base_url: str, rest: bytes, query: bytes) -> str:
