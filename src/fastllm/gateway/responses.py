@@ -1,9 +1,9 @@
 """Responses: what a request to the Responses API leaves behind, and what it goes on from.
 
 A provider that has the API keeps its responses itself: here it is noted whose they are and which endpoint has them. One
-that has only chat keeps nothing: where the gateway has a place for it, input and answer are kept here, unless the client
-says `store: false`, and a later request that goes on from them is sent with all that was said before. Whoever goes on
-from a response must have asked for it himself, unless he may do everything.
+that has only chat keeps nothing: where the gateway has a place for it, input and answer are kept here, unless the
+client says `store: false`, and a later request that goes on from them is sent with all that was said before. Whoever
+goes on from a response must have asked for it himself, unless he may do everything.
 """
 
 from __future__ import annotations

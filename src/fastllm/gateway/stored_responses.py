@@ -1,4 +1,4 @@
-"""StoredResponses: /responses/{id} and what lies below it, for responses that a provider keeps, or the gateway itself."""
+"""StoredResponses: /responses/{id} and what lies below it, whether a provider keeps the response or the gateway."""
 
 from __future__ import annotations
 
