@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from ..engine.endpoint import Endpoint
@@ -29,7 +29,7 @@ METHODS = frozenset(("GET", "POST", "PUT", "PATCH", "DELETE"))
 _NOTHING = Estimate(0.0, 0.0, 0.0)  # what a request takes of a limit in tokens: nobody knows
 _SEGMENT = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=:-]|%[0-9A-Fa-f]{2})*")
 _MISREAD = re.compile(rb"[\x00-\x1f\x7f/\\@%?#]")  # what nobody may read in a segment when he has decoded it
-_QUERY = re.compile(rb"[!-~]*")
+_QUERY = re.compile(rb"[!\"$-~]*")  # no #, behind which nobody would look for more
 _KEYS = frozenset((b"key", b"api_key", b"api-key", b"apikey", b"access_token", b"token", b"$key"))
 
 _OF_A_CONNECTION = (
@@ -51,9 +51,17 @@ _NOT_TOLD = frozenset(
     (
         f"{_OF_A_CONNECTION} set-cookie set-cookie2 content-encoding server date via alt-svc nel report-to "
         "strict-transport-security openai-organization openai-project anthropic-organization-id "
-        "clear-site-data content-security-policy www-authenticate x-request-id refresh public-key-pins"
+        "clear-site-data content-security-policy x-content-type-options www-authenticate x-request-id refresh "
+        "public-key-pins"
     ).split()
 )
+# What a client may say for itself; everything else of the endpoint's own headers stands.
+_CLIENTS = frozenset(("accept", "content-type", "user-agent", "anthropic-version", "anthropic-beta"))
+# An answer is no page of ours: whatever it is, a browser runs nothing of it with our origin.
+_HARMLESS: Pairs = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"content-security-policy", b"default-src 'none'; sandbox"),
+]
 _NEVER_TOLD = re.compile(r"proxy-|x-fastllm-|access-control-|cf-|.*ratelimit|.*(?:api-?key|secret|cookie)")
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
@@ -84,8 +92,8 @@ class Passthrough:
             raise Refusal(405, text, code="method_not_allowed", headers={"allow": allowed}, close=True)
         endpoint = self._endpoint = self._endpoint or self._make()
         url = url_below(endpoint.target.base_url, self._rest(scope), scope.get("query_string", b""))
-        headers = sent_headers(scope["headers"]).merged(endpoint.target.headers)
         body = await exchange.body()
+        headers = sent_headers(scope["headers"], endpoint.target.headers, has_body=bool(body))
         request = HTTPRequest(url=url, body=body, headers=headers, method=exchange.method, redirects=False)
         admission = self._admitted(tenant, body)
         exchange.watch()
@@ -184,7 +192,9 @@ def url_below(base_url: str, rest: bytes, query: bytes) -> str:
     for index, segment in enumerate(segments):
         plain = unquote_to_bytes(segment)
         last = index == len(segments) - 1
-        if not _SEGMENT.fullmatch(segment) or _MISREAD.search(plain) or plain.strip(b" ") in (b".", b".."):
+        # What stands behind a ; is a parameter to some, who take `..;a` for `..`.
+        dots = plain.partition(b";")[0].strip(b" ") in (b".", b"..")
+        if not _SEGMENT.fullmatch(segment) or _MISREAD.search(plain) or dots or not _is_text(plain):
             raise _refused()
         if not segment and not last:
             raise _refused()
@@ -197,24 +207,38 @@ def url_below(base_url: str, rest: bytes, query: bytes) -> str:
     version = urlsplit(base).path.rpartition("/")[2]
     if version and re.fullmatch(r"v\d\w*", version) and (path == f"/{version}" or path.startswith(f"/{version}/")):
         path = path[len(version) + 1 :]
-    pairs = [pair for pair in query.split(b"&") if pair and _name_of(pair) not in _KEYS]
+    taken = _KEYS | {_name_of(pair) for pair in own.encode().split(b"&") if pair}
+    pairs = [pair for pair in query.split(b"&") if pair and _name_of(pair) not in taken]
     text = "&".join([*([own] if own else []), *(pair.decode("ascii") for pair in pairs)])
     return f"{base}{path}?{text}" if text else base + path
+
+
+def _is_text(plain: bytes) -> bool:
+    """False for what is no UTF-8, such as a dot in more bytes than it needs."""
+    try:
+        plain.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _name_of(pair: bytes) -> bytes:
     return unquote_to_bytes(pair.partition(b"=")[0]).strip().lower()
 
 
-def sent_headers(pairs: Iterable[tuple[bytes, bytes]]) -> Headers:
-    """Give the headers of a client that go on to the provider."""
+def sent_headers(pairs: Iterable[tuple[bytes, bytes]], own: Mapping[str, str], *, has_body: bool) -> Headers:
+    """Give the headers that go to the provider: the client's, as far as they may, and the endpoint's own."""
     found: dict[str, str] = {}
     for name, value in _outside(pairs):
-        if name in _NOT_SENT or _NEVER_SENT.match(name) or not value.isascii():
+        plain = name.replace("_", "-")  # which many servers take for the same
+        if plain in _NOT_SENT or _NEVER_SENT.match(plain) or not value.isascii():
             continue
         text = value.decode()
         found[name] = text if name not in found else f"{found[name]}, {text}"
-    return Headers(found)
+    more = {name: value for name, value in own.items() if name not in _CLIENTS or name not in found}
+    if not has_body:
+        more.pop("content-type", None)
+    return Headers(found).merged(more)
 
 
 def told_headers(pairs: Iterable[tuple[bytes, bytes]], status: int) -> Pairs:
@@ -225,6 +249,7 @@ def told_headers(pairs: Iterable[tuple[bytes, bytes]], status: int) -> Pairs:
         for name, value in _outside(pairs)
         if name not in _NOT_TOLD and not _NEVER_TOLD.match(name)
     ]
+    told += _HARMLESS
     names = [name.lower() for name, _ in pairs]
     plain = b"content-encoding" not in names and b"transfer-encoding" not in names
     lengths = [value for name, value in pairs if name.lower() == b"content-length"]
