@@ -158,14 +158,15 @@ async def test_a_client_that_leaves_ends_it_at_the_provider(through: Any, begun:
 
 
 async def test_an_answer_that_breaks_off_is_seen_to_break_off(through: Any) -> None:
-    whole = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\nnonsense\r\n"
-    async with through(lambda seen: whole) as gate:
+    head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n"
+    async with through(lambda seen: [head, b"nonsense\r\n"]) as gate:
         reader, writer = await asyncio.open_connection("127.0.0.1", gate.port)
         writer.write(f"GET /openai/x HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {ALICE}\r\n\r\n".encode())
         async with asyncio.timeout(10):
-            said = await reader.read(-1)
+            assert (await reader.readuntil(b"abc\r\n")).startswith(b"HTTP/1.1 200")
+            gate.provider.let()
+            assert await reader.read(-1) == b""
         writer.transport.abort()
-        assert said.startswith(b"HTTP/1.1 200") and not said.endswith(b"0\r\n\r\n")
 
 
 @pytest.mark.fault("88")
@@ -181,7 +182,8 @@ async def test_a_redirect_is_told_and_never_followed(through: Any) -> None:
 
 HOSTILE = [
     "/openai/../x", "/openai/..", "/openai/a/../../x", "/openai/./x", "/openai/%2e%2e/x", "/openai/%2E./x",
-    "/openai/.%2e/x", "/openai/%252e%252e/x", "/openai/a%2f..%2fb", "/openai/a%2Fb", "/openai//x", "/openai//evil.test/x",
+    "/openai/.%2e/x", "/openai/%252e%252e/x", "/openai/a%2f..%2fb", "/openai/a%2Fb", "/openai//x",
+    "/openai//evil.test/x",
     "/openai/a//b", "/openai/a%5c..%5cb", "/openai/a\\b", "/openai/..;/x", "/openai/..;a=b/x", "/openai/%2e%2e;/x",
     "/openai/%c0%ae%c0%ae/x", "/openai/%c0%af", "/openai/@evil.test/x", "/openai@evil.test/x",
     "/openai:80@evil.test/x",
@@ -323,7 +325,7 @@ async def test_a_body_that_is_too_large_or_compressed_is_refused(through: Any) -
         assert not gate.provider.seen
 
 
-async def test_a_provider_that_is_not_there_is_an_error_without_its_address(through: Any) -> None:
+async def test_a_provider_that_is_not_there_gives_an_error_without_the_key(through: Any) -> None:
     async with through() as gate:
         gate.provider.answer = lambda seen: b"nonsense\r\n\r\n"
         status, _, said = await gate.ask("/openai/x")
