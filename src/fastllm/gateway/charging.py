@@ -75,8 +75,8 @@ class Charged:
         return self._patient.engine().concurrency
 
     async def meet(self, models: Sequence[str]) -> None:
-        """Have the endpoints of these models made. Their slots bound the rows that are in work, and so what a kill costs:
-        those that were sent, and whose answers are not on the disk."""
+        """Have the endpoints of these models made. Their slots bound the rows that are in work, and so what a kill
+        costs: those that were sent, and whose answers are not on the disk."""
         engine = self._patient.engine()
         for model in models:
             with contextlib.suppress(ConfigError):  # its rows will say so
