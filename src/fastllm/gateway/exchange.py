@@ -9,6 +9,7 @@ Watching a request that is answered at once would cost more than answering it, s
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import re
 import time
@@ -33,6 +34,8 @@ AtOnce = Callable[[int, Pairs, bytes], bool]
 ABORT = "fastllm.abort"
 AT_ONCE = "fastllm.at_once"
 WATCH_AFTER = 0.02  # seconds: a client that went away is noticed so much later at most
+MOST_DISCARDED = 256 * 1024 * 1024  # bytes of a body that is refused, and read all the same
+DISCARD_SECONDS, DISCARD_PAUSE = 5.0, 0.5  # for all of it, and for the next piece
 GONE = 499  # what is recorded of a client that went away, as nginx does
 _PING = b":\n\n"
 _ID = re.compile(rb"[A-Za-z0-9_.:+=/-]{1,128}")
@@ -114,14 +117,14 @@ class Exchange:
             raise Refusal(415, "the body must not be compressed: leave out content-encoding", close=True)
         length = self.headers.get("content_length")
         if length is not None and length.isdigit() and int(length[:20]) > most:
-            raise self._too_large()
+            raise await self._too_large(int(length[:20]))
         message = await self._receive()
         if not message.get("more_body"):
             if message["type"] == "http.disconnect":
                 raise self._left()
             first: bytes = message.get("body", b"")
             if len(first) > most:
-                raise self._too_large()
+                raise await self._too_large(0)
             return first
         pieces, size = [], 0
         while True:
@@ -129,7 +132,7 @@ class Exchange:
             pieces.append(piece)
             size += len(piece)
             if size > most:
-                raise self._too_large()
+                raise await self._too_large(size if message.get("more_body") else 0)
             if not message.get("more_body"):
                 return b"".join(pieces)
             try:
@@ -141,9 +144,26 @@ class Exchange:
             if message["type"] == "http.disconnect":
                 raise self._left()
 
-    def _too_large(self) -> Refusal:
+    async def _too_large(self, size: int) -> Refusal:
+        """Refuse a body, of which `size` bytes or more are to come. Most clients look for an answer only when they have
+        sent all of it, and what is closed before that they take for a broken connection: so it is read for a while."""
+        if size and size <= MOST_DISCARDED and b"expect" not in (name for name, _ in self.scope["headers"]):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(DISCARD_SECONDS):
+                    await self._discard()
         text = f"the body is larger than {self.options.body_bytes} bytes"
         return Refusal(413, text, code="request_too_large", close=True)
+
+    async def _discard(self) -> None:
+        """Read the rest of the body, as long as it keeps coming."""
+        size, more = 0, True
+        while more and size <= MOST_DISCARDED:
+            async with asyncio.timeout(DISCARD_PAUSE):
+                message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise self._left()
+            size += len(message.get("body", b""))
+            more = bool(message.get("more_body"))
 
     def _left(self) -> asyncio.CancelledError:
         self._gone = True
