@@ -194,11 +194,12 @@ async def test_no_row_of_a_batch_names_where_it_goes(tmp_path: Path) -> None:
         opened(tmp_path, engine=providers.engine, models=("m",)) as gate,
         gate.client() as client,
     ):
-        url = f"http://127.0.0.1:{away.port}/v1/chat/completions"
+        url = f"http://127.0.0.1:{private.port}/v1/chat/completions"
         body = {"model": "m", "messages": []}
         for line in (
             {"url": url, "body": body}, {"url": CHAT, "body": {**body, "api_base": url}},
-            {"url": CHAT, "body": body, "base_url": url, "api_base": url}, {"url": CHAT, "body": {**body, "model": url}},
+            {"url": CHAT, "body": body, "base_url": url, "api_base": url},
+            {"url": CHAT, "body": {**body, "model": url}},
         ):  # fmt: skip
             text = json.dumps({"custom_id": "a", "method": "POST", **line}).encode()
             source = await client.files.create(file=("in.jsonl", text), purpose="batch")

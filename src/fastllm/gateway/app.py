@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import re
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -40,6 +41,7 @@ _FACES: Mapping[str, Face] = {RESPONSES: RESPONSES_FACE, MESSAGES: ANTHROPIC, CO
 _OPERATIONS = (CHAT, COMPLETIONS, EMBEDDINGS, MODERATIONS, RESPONSES, MESSAGES)
 _DEPLOYMENTS = "/openai/deployments/"
 _LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
+_WORD = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _INTERNAL = Fault(status=500, message="the gateway failed; its log says how", code="internal_error", again=False)
 _STOPPING = Fault(status=503, message="the gateway is stopping", code="stopping", again=True)
 _NO_MOUNTS: Mapping[str, ASGI] = MappingProxyType({})
@@ -205,7 +207,8 @@ class Gateway:
 
     async def _refused(self, exchange: Exchange, record: Record, error: FastLLMError) -> None:
         fault = fault_of(error, self.attempts)
-        record.error = fault.code or type(error).__name__
+        # A code is a provider's text, and may quote what it was sent: only a word is written down.
+        record.error = fault.code if fault.code and _WORD.fullmatch(fault.code) else type(error).__name__
         if not isinstance(error, Refusal | LLMError):
             logger.warning("%s: %s", record.model, error)
         if isinstance(error, LLMError):
