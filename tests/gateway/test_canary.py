@@ -22,7 +22,6 @@ from fastllm.types import HTTPRequest, HTTPResponse
 from kits.beside import names_in
 from kits.gateway import Answer, Served, served
 
-pytestmark = pytest.mark.fault("92")
 PROMPT, UPSTREAM, MASTER = "canary-prompt-5e1f", "sk-canary-upstream-5e1f", "sk-canary-master-5e1f"
 STATUSES = ("400", "401", "402", "403", "404", "408", "409", "413", "422", "429", "500", "502", "503", "504", "529")
 ENDLESS = {"gzip_bomb": "gzip_bomb:200000", "slow_body": "slow_body:0.05"}
@@ -89,6 +88,7 @@ async def scene(folder: Path, caplog: pytest.LogCaptureFixture, **engine: Any) -
             assert canary not in text, text[:2000]
 
 
+@pytest.mark.fault("92")
 @pytest.mark.parametrize("kind", KINDS)
 async def test_no_fault_has_a_key_or_a_prompt_written_down(
     kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
@@ -104,6 +104,7 @@ async def test_no_fault_has_a_key_or_a_prompt_written_down(
     assert not [canary for canary in (PROMPT, *found.keys) if canary in out.out + out.err]
 
 
+@pytest.mark.fault("92")
 @pytest.mark.parametrize("status", [200, *map(int, STATUSES)])
 async def test_a_provider_that_quotes_what_it_was_sent_is_not_believed_with_it(
     status: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -126,6 +127,7 @@ async def test_a_provider_that_quotes_what_it_was_sent_is_not_believed_with_it(
             assert not [key for key in found.keys if key in said], said
 
 
+@pytest.mark.fault("92")
 async def test_what_is_refused_at_the_door_is_not_written_down_either(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -38,6 +38,7 @@ async def test_the_sdk_uploads_lists_reads_and_deletes(tmp_path: Path) -> None:
         assert [path.name for path in (tmp_path / "files").rglob("*") if made.id in path.name] == []
 
 
+@pytest.mark.fault("90")
 async def test_a_tenant_sees_its_own_files_only(tmp_path: Path) -> None:
     async with opened(tmp_path) as gate, gate.client(ALICE) as alice, gate.client(BOB) as bob:
         made = await alice.files.create(file=("secret.jsonl", LINES), purpose="batch")
@@ -50,6 +51,7 @@ async def test_a_tenant_sees_its_own_files_only(tmp_path: Path) -> None:
         assert (await alice.files.content(made.id)).content == LINES
 
 
+@pytest.mark.fault("88")
 async def test_names_are_told_and_never_used_as_paths(tmp_path: Path) -> None:
     names = ["../../../evil", "/etc/passwd", "..\\..\\evil", "a\x07b\n.txt", "ü" * 300, "..", "%2e%2e%2f"]
     async with opened(tmp_path / "data") as gate, gate.client() as client:

@@ -147,6 +147,7 @@ async def test_a_quiet_stream_is_kept_alive_by_comments_of_their_own() -> None:
         await gateway.idle()
 
 
+@pytest.mark.fault("84")
 async def test_an_error_inside_a_stream_is_an_event_of_the_dialect_and_no_done_follows() -> None:
     async with served() as gateway:
         gateway.mock.script(["stream_error_event", "stream_truncated"])
@@ -162,6 +163,7 @@ async def test_an_error_inside_a_stream_is_an_event_of_the_dialect_and_no_done_f
         assert [record.status for record in gateway.records] == [500, 502, 502]
 
 
+@pytest.mark.fault("84")
 async def test_what_fails_before_the_first_byte_is_tried_again_and_nobody_sees_it() -> None:
     async with served() as gateway:
         gateway.mock.script(["500", "reset", None])
@@ -201,6 +203,7 @@ async def test_models_are_listed_and_may_have_slashes() -> None:
         assert gateway.mock.stats.requests == 0
 
 
+@pytest.mark.fault("88")
 @pytest.mark.parametrize("name", ["local//etc/passwd", "local/../x", "local:./a.gguf", "local/~/m.gguf"])
 async def test_no_pattern_lets_a_client_name_a_file(name: str) -> None:
     assert not Catalog(("*",)).serves(name)
@@ -272,6 +275,7 @@ async def test_tokens_are_counted_without_asking_anybody_where_nobody_can_be_ask
         assert gateway.mock.stats.requests == 0
 
 
+@pytest.mark.fault("88")
 @pytest.mark.parametrize("field", ["api_base", "base_url", "api_key", "extra_headers", "callbacks", "user_config"])
 async def test_no_field_says_where_a_request_goes_or_as_whom(field: str) -> None:
     async with served() as gateway:
@@ -280,6 +284,7 @@ async def test_no_field_says_where_a_request_goes_or_as_whom(field: str) -> None
         assert gateway.mock.stats.requests == 0
 
 
+@pytest.mark.fault("89")
 async def test_of_the_clients_headers_only_the_versions_go_on() -> None:
     async with served() as gateway:
         seen: list[dict[str, str]] = []

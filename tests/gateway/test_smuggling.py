@@ -14,7 +14,6 @@ import pytest
 from fastllm.gateway.catalog import Catalog
 from kits.gateway import KEY, Served, Wire, connection, served
 
-pytestmark = pytest.mark.fault("86")
 AUTH = f"authorization: Bearer {KEY}\r\n".encode()
 OPEN = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n" + AUTH
 
@@ -225,6 +224,7 @@ async def said_to(wire: Wire, message: bytes) -> bytes:
     return await wire.ends()
 
 
+@pytest.mark.fault("86")
 @pytest.mark.parametrize("name", REFUSED)
 async def test_what_can_be_read_in_two_ways_is_refused_and_nothing_behind_it_is_read(name: str) -> None:
     async with behind() as found, connection(found.gate.server.port) as wire:
@@ -235,6 +235,7 @@ async def test_what_can_be_read_in_two_ways_is_refused_and_nothing_behind_it_is_
         assert not found.models
 
 
+@pytest.mark.fault("86")
 @pytest.mark.parametrize("name", ONE)
 async def test_a_body_is_a_body_however_much_it_looks_like_a_request(name: str) -> None:
     async with behind() as found, connection(found.gate.server.port) as wire:
@@ -245,6 +246,7 @@ async def test_a_body_is_a_body_however_much_it_looks_like_a_request(name: str) 
         assert not found.models
 
 
+@pytest.mark.fault("86")
 @pytest.mark.parametrize("cut", [1, 7, 50, 200])
 @pytest.mark.parametrize("name", ["CL.TE", "TE.CL", "two lengths", "bare LF after a header", "chunk data too long"])
 async def test_no_split_of_the_bytes_changes_that(name: str, cut: int) -> None:
@@ -262,6 +264,7 @@ async def test_no_split_of_the_bytes_changes_that(name: str, cut: int) -> None:
         assert not found.models
 
 
+@pytest.mark.fault("86")
 async def test_requests_in_a_row_are_each_judged_by_their_own_key() -> None:
     keyed = OPEN + LENGTH + b"\r\n" + GOOD
     bare = HIDDEN.replace(AUTH, b"")
@@ -271,6 +274,7 @@ async def test_requests_in_a_row_are_each_judged_by_their_own_key() -> None:
         assert found.models == ["m", "m"]
 
 
+@pytest.mark.fault("86")
 @pytest.mark.parametrize(
     ("path", "more"),
     [

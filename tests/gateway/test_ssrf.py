@@ -19,7 +19,6 @@ from fastllm.types import HTTPRequest, HTTPResponse
 from kits.beside import opened
 from kits.gateway import CHAT, connection, head_and_body, served
 
-pytestmark = pytest.mark.fault("88")
 FORMS = [
     "http://127.0.0.1:{port}/x", "http://localhost:{port}/x", "https://127.0.0.1:{port}/", "HTTP://127.0.0.1:{port}",
     "http://[::1]:{port}/", "http://[::ffff:127.0.0.1]:{port}/", "http://[::ffff:7f00:1]:{port}/", "http://0:{port}/",
@@ -148,6 +147,7 @@ class Providers:
             assert http.url.startswith(tuple(f"{place}/" for place in (*PLACES, OPENAIS))), http.url
 
 
+@pytest.mark.fault("88")
 @pytest.mark.parametrize("form", FORMS)
 async def test_no_address_in_a_body_is_asked(form: str) -> None:
     providers = Providers()
@@ -167,6 +167,7 @@ async def test_no_address_in_a_body_is_asked(form: str) -> None:
         assert providers.asked  # what is no address to us went on as it was
 
 
+@pytest.mark.fault("88")
 @pytest.mark.parametrize("form", FORMS)
 async def test_no_address_in_a_header_or_a_request_line_is_asked(form: str) -> None:
     providers = Providers()
@@ -187,6 +188,7 @@ async def test_no_address_in_a_header_or_a_request_line_is_asked(form: str) -> N
             assert not [name for name, value in http.headers.items() if url in value and name not in kept]
 
 
+@pytest.mark.fault("88")
 async def test_no_row_of_a_batch_names_where_it_goes(tmp_path: Path) -> None:
     providers = Providers()
     async with (
@@ -211,6 +213,7 @@ async def test_no_row_of_a_batch_names_where_it_goes(tmp_path: Path) -> None:
         providers.check()
 
 
+@pytest.mark.fault("88")
 async def test_a_provider_that_redirects_elsewhere_is_not_followed_there() -> None:
     async with listener() as private, served() as gate:
         for stream in (False, True):
