@@ -148,6 +148,8 @@ async def test_no_key_sees_uses_or_removes_the_response_of_another(tmp_path: Pat
         bad = openai.BadRequestError
         error = await refused(bob.responses.create, bad, model="m", input="and?", previous_response_id=made.id)
         assert (error.code, error.param) == ("previous_response_not_found", "previous_response_id")
+        count = bob.responses.input_tokens.count
+        await refused(count, bad, model="m", input="and?", previous_response_id=made.id)
         for body in (
             b'{"model":"m","input":"?","previous_response_id":"%b","previous_response_id":null}',
             b'{"model":"m","input":"?","previous\\u005fresponse_id":"%b"}',

@@ -30,9 +30,11 @@ from .catalog import Catalog
 from .config import GatewayOptions
 from .exchange import ASGI, GONE, Exchange, Receive, Scope, Send
 from .faces import ANTHROPIC, OPENAI, RESPONSES_FACE, Face, Fault, Refusal, fault_of
+from .openapi import document
 from .operations import operate
 from .record import Listener, Record, tell
 from .response_store import ResponseStore
+from .responses import Turn
 
 logger = logging.getLogger("fastllm.gateway")
 
@@ -299,7 +301,12 @@ async def _count(gate: Gateway, exchange: Exchange, tenant: Tenant, rest: str, r
         raise Refusal(404, f"the model {record.model[:100]!r} is not served here", code="model_not_found")
     exchange.watch()
     try:
-        body = await counting.count(gate.engine, asked.request)
+        engine, request = gate.engine, asked.request
+        if path == RESPONSES and gate.responses is not None:
+            turn = Turn(gate.responses, engine, tenant, request)
+            await turn.begin()
+            engine, request = turn.engine, turn.request
+        body = await counting.count(engine, request)
     finally:
         exchange.unwatch()
     await exchange.answer(200, body)
@@ -326,6 +333,10 @@ async def _ready(gate: Gateway, exchange: Exchange, tenant: Tenant, rest: str, r
         await exchange.answer(200, b'{"status":"ready"}')
 
 
+async def _openapi(gate: Gateway, exchange: Exchange, tenant: Tenant, rest: str, record: Record) -> None:
+    await exchange.answer(200, document())
+
+
 async def _metrics(gate: Gateway, exchange: Exchange, tenant: Tenant, rest: str, record: Record) -> None:
     if gate.metrics is None:
         raise Refusal(404, "there are no metrics here", code="unknown_url")
@@ -343,6 +354,7 @@ _PLAIN: dict[str, Route] = {
     "/health/live": Route("/health/live", _health, "GET", open=True),
     "/health/ready": Route("/health/ready", _ready, "GET", open=True),
     "/metrics": Route("/metrics", _metrics, "GET"),
+    "/openapi.json": Route("/openapi.json", _openapi, "GET", open=True),
 }
 _MODEL = Route("/models/{id}", _model, "GET")
 _PREFIXES = ("", "/v1", "/openai", "/openai/v1")
