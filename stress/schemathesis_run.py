@@ -32,14 +32,16 @@ def running(*command: str, folder: Path, **environ: str) -> Iterator[str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("FASTLLM", "OPENAI"))}
     line = [sys.executable, "-m", "fastllm.cli", *command]
     more = {"PYTHONPATH": str(ROOT / "src"), "OPENAI_API_KEY": "k", **environ}
-    child = subprocess.Popen(line, cwd=folder, env={**kept, **more}, stderr=subprocess.PIPE, text=True)
-    assert child.stderr is not None
+    out = subprocess.PIPE
+    child = subprocess.Popen(line, cwd=folder, env={**kept, **more}, stdout=out, stderr=subprocess.STDOUT, text=True)
+    assert child.stdout is not None
     try:
-        yield child.stderr.readline().split()[-1]
+        yield child.stdout.readline().split()[-1]
     finally:
         child.terminate()
         child.wait(60)
-        child.stderr.close()
+        sys.stdout.write(child.stdout.read())
+        child.stdout.close()
 
 
 def main() -> int:
@@ -63,7 +65,7 @@ def main() -> int:
                 line += ["--max-examples", str(given.examples), "--seed", str(given.seed), "--exclude-checks", WITHOUT]
                 line += ["--warnings", "off", "--continue-on-failure", "--no-color"]
                 done = subprocess.run(line, cwd=folder)
-        statuses = Counter(json.loads(text)["status"] for text in (folder / "access.log").read_text().splitlines())
+        statuses = Counter(json.loads(text)["status"] for text in (folder / "access.log").read_bytes().splitlines())
     print("answers:", sum(statuses.values()), dict(sorted(statuses.items())))
     return 1 if done.returncode or any(status >= 500 for status in statuses) else 0
 

@@ -45,7 +45,6 @@ _ITEMS: Schema = {"type": "array", "items": {"type": "object"}}
 _COUNT: Schema = {"type": ["integer", "null"], "minimum": 0, "maximum": 2**31}
 _MODEL = {
     "type": "string",
-    "minLength": 1,
     "description": "A name that /models lists, or matches what may be asked for.",
 }
 _READ: dict[str, Schema] = {"model": _MODEL, "stream": {"type": ["boolean", "null"]}}
@@ -67,15 +66,18 @@ _SCHEMAS: dict[str, Schema] = {
     "Chat": _object(("choices",), id=_TEXT, object={"const": "chat.completion"}, choices=_ITEMS),
     "CompletionRequest": _object(("prompt",), **_READ, prompt=_INPUT, max_tokens=_COUNT),
     "Completion": _object(("choices",), object={"const": "text_completion"}, choices=_ITEMS),
-    "EmbeddingsRequest": _object(("input",), model=_MODEL, input=_INPUT, encoding_format={"enum": ["float", "base64"]}),
+    "EmbeddingsRequest": _object(
+        ("input",), model=_MODEL, input=_INPUT, encoding_format={"examples": ["float", "base64"]}
+    ),
     "Embeddings": _object(("data",), object={"const": "list"}, data=_ITEMS),
     "ModerationRequest": _object(("input",), model=_MODEL, input={}),
     "Moderation": _object(("results",), results=_ITEMS),
     "ResponseRequest": _object(
-        (), **_READ, input=_INPUT, max_output_tokens=_COUNT, store={"type": ["boolean", "null"]},
+        (), **_READ, input=_INPUT, max_output_tokens=_COUNT, store={"examples": [True, False]},
         previous_response_id=_OR_NULL_TEXT,
     ),
     "Response": _object(("id", "object", "output"), id=_TEXT, object={"const": "response"}, output=_ITEMS),
+    "InputTokensRequest": _object((), model=_MODEL, input={}, previous_response_id=_OR_NULL_TEXT),
     "InputTokens": _object(
         ("input_tokens", "object"), input_tokens={"type": "integer", "minimum": 1},
         object={"const": "response.input_tokens"},
@@ -160,7 +162,7 @@ OPERATIONS = (
     Operation("/v1/embeddings", "post", "Embed texts or lists of token ids", "Embeddings", "EmbeddingsRequest"),
     Operation("/v1/moderations", "post", "Judge texts", "Moderation", "ModerationRequest"),
     Operation("/v1/responses", "post", "Respond, whole or streamed", "Response", "ResponseRequest", streams=True),
-    Operation("/v1/responses/input_tokens", "post", "Count the tokens of an input", "InputTokens", "ResponseRequest"),
+    Operation("/v1/responses/input_tokens", "post", "Count the tokens of it", "InputTokens", "InputTokensRequest"),
     Operation("/v1/responses/{response_id}", "get", "Give a response of the same key", "Response"),
     Operation("/v1/responses/{response_id}", "delete", "Delete a response", "Deleted"),
     Operation("/v1/responses/{response_id}/cancel", "post", "Cancel a response in the background", "Response"),
