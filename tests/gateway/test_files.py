@@ -104,9 +104,10 @@ def test_what_has_expired_is_gone(tmp_path: Path) -> None:
 
 async def test_sizes_have_a_bound_and_leave_nothing_behind(tmp_path: Path) -> None:
     async with opened(tmp_path, file_bytes=100_000, tenant_bytes=250_000) as gate, gate.client() as client:
-        with pytest.raises(openai.APIStatusError) as caught:
-            await client.files.create(file=("a", b"x" * 100_001), purpose="batch")
-        assert caught.value.status_code == 413 and caught.value.code == "file_too_large"
+        for size in (100_001, 300_000, 30_000_000):  # the last is more than buffers hold: it is read to be refused
+            with pytest.raises(openai.APIStatusError) as caught:
+                await client.files.create(file=("a", b"x" * size), purpose="batch")
+            assert caught.value.status_code == 413 and caught.value.code == "file_too_large"
         # Without a length, the bound holds as the pieces come.
         form = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + b"x" * 100_001
         pieces = [form[start : start + 100_000] for start in range(0, len(form), 100_000)]

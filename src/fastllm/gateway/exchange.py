@@ -117,14 +117,14 @@ class Exchange:
             raise Refusal(415, "the body must not be compressed: leave out content-encoding", close=True)
         length = self.headers.get("content_length")
         if length is not None and length.isdigit() and int(length[:20]) > most:
-            raise await self._too_large(int(length[:20]))
+            raise await self._too_large(more=True)
         message = await self._receive()
         if not message.get("more_body"):
             if message["type"] == "http.disconnect":
                 raise self._left()
             first: bytes = message.get("body", b"")
             if len(first) > most:
-                raise await self._too_large(0)
+                raise await self._too_large(more=False)
             return first
         pieces, size = [], 0
         while True:
@@ -132,7 +132,7 @@ class Exchange:
             pieces.append(piece)
             size += len(piece)
             if size > most:
-                raise await self._too_large(size if message.get("more_body") else 0)
+                raise await self._too_large(more=bool(message.get("more_body")))
             if not message.get("more_body"):
                 return b"".join(pieces)
             try:
@@ -144,18 +144,24 @@ class Exchange:
             if message["type"] == "http.disconnect":
                 raise self._left()
 
-    async def _too_large(self, size: int) -> Refusal:
-        """Refuse a body, of which `size` bytes or more are to come. Most clients look for an answer only when they have
-        sent all of it, and what is closed before that they take for a broken connection: so it is read for a while."""
-        if size and size <= MOST_DISCARDED and b"expect" not in (name for name, _ in self.scope["headers"]):
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(DISCARD_SECONDS):
-                    await self._discard()
+    async def _too_large(self, *, more: bool) -> Refusal:
+        if more:
+            await self.discard()
         text = f"the body is larger than {self.options.body_bytes} bytes"
         return Refusal(413, text, code="request_too_large", close=True)
 
+    async def discard(self) -> None:
+        """Read on for a while what is left of a body that is refused. Most clients look for an answer only when they
+        have sent all of it, and take for a broken connection what is closed before that."""
+        length = self.headers.get("content_length", b"")
+        endless = length.isdigit() and int(length[:20]) > MOST_DISCARDED
+        if endless or b"expect" in (name for name, _ in self.scope["headers"]):
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DISCARD_SECONDS):
+                await self._discard()
+
     async def _discard(self) -> None:
-        """Read the rest of the body, as long as it keeps coming."""
         size, more = 0, True
         while more and size <= MOST_DISCARDED:
             async with asyncio.timeout(DISCARD_PAUSE):

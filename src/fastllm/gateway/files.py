@@ -57,6 +57,7 @@ class Files:
             raise Refusal(400, f"there are {MOST_FILES} files already: delete some", code="too_many_files", close=True)
         most = min(self._most_bytes, self._tenant_bytes - used)
         if most <= 0:
+            await exchange.discard()
             text = f"all files together have {self._tenant_bytes} bytes already: delete some"
             raise Refusal(413, text, code="no_room", close=True)
         path, file = await asyncio.to_thread(self.store.incoming, tenant.id)
