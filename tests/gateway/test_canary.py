@@ -78,7 +78,8 @@ async def scene(folder: Path, caplog: pytest.LogCaptureFixture, **engine: Any) -
         found = Scene(gate, tenancy, folder, secret)
         yield found
         await gate.idle()
-        shown = list(found.shown())
+        metrics = await gate.get("/metrics", authorization=f"Bearer {MASTER}")
+        shown = [*found.shown(), metrics.body.decode()]
     log.close()
     tenancy.close()
     written = [(folder / name).read_bytes().decode("latin-1") for name in names_in(folder)]

@@ -209,6 +209,22 @@ async def test_who_is_served_no_more_is_asked_for_nothing(tmp_path: Path) -> Non
         assert len(provider.asked) == asked
 
 
+async def test_a_gateway_that_was_started_anew_knows_whose_each_response_is(tmp_path: Path) -> None:
+    provider = Provider()
+    async with opened(tmp_path, engine=behind(provider)) as gate, gate.client() as client:
+        there = await client.responses.create(model="m", input="hello")
+    async with by_chat(tmp_path) as gate, gate.client() as client:
+        here = await client.responses.create(model="m", input="hello")
+    async with opened(tmp_path, engine=behind(provider)) as gate, gate.client() as client, gate.client(BOB) as bob:
+        assert (await client.responses.retrieve(there.id)).id == there.id
+        assert (await client.responses.retrieve(here.id)).output_text == here.output_text
+        again = await client.responses.create(model="m", input="and?", previous_response_id=here.id)
+        items = json.loads(provider.asked[-1].body)["input"]  # another provider goes on with all that was said
+        assert again.output_text and [item["role"] for item in items] == ["user", "assistant", "user"]
+        for id in (there.id, here.id):
+            await refused(bob.responses.retrieve, response_id=id)
+
+
 async def test_what_was_not_to_be_stored_is_not_known(tmp_path: Path) -> None:
     provider = Provider()
     async with opened(tmp_path, engine=behind(provider)) as gate, gate.client() as client:

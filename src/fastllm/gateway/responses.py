@@ -87,6 +87,7 @@ class Turn:
         self._before: list[Raw] = []  # what was said before, where it was kept here
         self._given = Raw(b"[]")
         self._keeps = False
+        self._by_chat: bool | None = None  # once an endpoint has answered
         self._noted = False
 
     async def begin(self) -> None:
@@ -103,6 +104,7 @@ class Turn:
         previous = fields.get(_PREVIOUS)
         if previous is not None and bytes(previous).strip() != b"null":
             await self._go_on(fields, previous)
+        self._noted = not self._wanted
         self._keeps = self._wanted and self._store.keeps and len(self.request.body) <= MOST_KEPT
 
     def _say_once(self, fields: dict[str, Raw]) -> None:
@@ -151,19 +153,24 @@ class Turn:
         if endpoint is None:
             return response
         if by_chat(endpoint):
-            return msgspec.structs.replace(response, body=await self._kept(endpoint, response.body), _payload=None)
+            body = await self._kept(endpoint, response.body)
+            return msgspec.structs.replace(response, body=body, _payload=None, _fields=None)
         if self._wanted and not response.cached:
             await self._note(endpoint, response.body)
         return response
 
     async def told(self, chunks: list[Chunk], name: str) -> list[Chunk]:
         """Note what comes by in a stream, before the client hears of it, and give it as it is told."""
-        endpoint = self._endpoint(name)
-        if endpoint is None or self._noted:
+        if self._noted and self._by_chat is False:
             return chunks
-        if by_chat(endpoint):
+        endpoint = self._endpoint(name)
+        if endpoint is None:
+            return chunks
+        if self._by_chat is None:
+            self._by_chat = by_chat(endpoint)
+        if self._by_chat:
             return [await self._told(endpoint, chunk) for chunk in chunks]
-        for chunk in chunks if self._wanted else ():
+        for chunk in chunks if not self._noted else ():
             said = _event.decode(chunk.data)
             if bytes(said.response):
                 self._noted = True
