@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import stat
 import time
@@ -68,6 +69,16 @@ async def test_names_are_told_and_never_used_as_paths(tmp_path: Path) -> None:
     assert {name.split("/")[0] for name in names_in(tmp_path)} == {"data"}
     for path in (tmp_path / name for name in found):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600 and stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(
+    "query", ["limit=", "limit=x", "limit=0", "limit=-1", "limit=10001", "order=", "order=up", "after=x"]
+)
+async def test_a_list_is_asked_for_rightly_or_not_at_all(query: str, tmp_path: Path) -> None:
+    async with opened(tmp_path) as gate:
+        status, _, said = await wire(gate.server.port, "GET", f"/v1/files?{query}")
+        assert (status, json.loads(said)["error"]["param"]) == (400, query.partition("=")[0])
+        assert (await wire(gate.server.port, "GET", "/v1/files?after=&purpose=&limit=1&other="))[0] == 200
 
 
 async def test_expiry_is_asked_for_and_kept(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ _OR_NULL_TEXT: Schema = {"type": ["string", "null"]}
 _WHOLE: Schema = {"type": "integer"}
 _TIME: Schema = {"type": ["integer", "null"]}
 _ITEMS: Schema = {"type": "array", "items": {"type": "object"}}
-_COUNT: Schema = {"type": ["integer", "null"], "minimum": 0, "maximum": 2**31}
+_COUNT: Schema = {"type": ["integer", "null"]}
 _MODEL = {
     "type": "string",
     "description": "A name that /models lists, or matches what may be asked for.",
