@@ -34,7 +34,7 @@ from .openapi import document
 from .operations import operate
 from .record import Listener, Record, tell
 from .response_store import ResponseStore
-from .responses import Turn
+from .responses import Continuation
 
 logger = logging.getLogger("fastllm.gateway")
 
@@ -303,9 +303,9 @@ async def _count(gate: Gateway, exchange: Exchange, tenant: Tenant, rest: str, r
     try:
         engine, request = gate.engine, asked.request
         if path == RESPONSES and gate.responses is not None:
-            turn = Turn(gate.responses, engine, tenant, request)
-            await turn.begin()
-            engine, request = turn.engine, turn.request
+            continuation = Continuation(gate.responses, engine, tenant, request)
+            await continuation.begin()
+            engine, request = continuation.engine, continuation.request
         body = await counting.count(engine, request)
     finally:
         exchange.unwatch()

@@ -30,7 +30,7 @@ from .exchange import Exchange, header_value
 from .faces import Pairs, Refusal
 from .record import Record
 from .response_store import ResponseStore
-from .responses import Turn
+from .responses import Continuation
 
 MOST_WRITTEN = 64 * 1024  # bytes of events in one write
 DONE = b"data: [DONE]\n\n"
@@ -94,12 +94,12 @@ async def operate(gate: Gate, exchange: Exchange, tenant: Tenant, path: str, mod
     if timeout is not UNSET:
         request = msgspec.structs.replace(request, timeout=timeout)
     exchange.watch()
-    permit, turn = NO_PERMIT, None
+    permit, continuation = NO_PERMIT, None
     try:
         if path == RESPONSES and gate.responses is not None:
-            turn = Turn(gate.responses, engine, tenant, request)
-            await turn.begin()
-            request, engine = turn.request, turn.engine
+            continuation = Continuation(gate.responses, engine, tenant, request)
+            await continuation.begin()
+            request, engine = continuation.request, continuation.engine
         endpoints = known(engine, request.model)
         if endpoints:
             _shed(gate.options, engine, endpoints[0], request)
@@ -107,9 +107,9 @@ async def operate(gate: Gate, exchange: Exchange, tenant: Tenant, path: str, mod
             permit = _Permit(await _admitted(gate.admissions, tenant, engine, endpoints, request))
         if request.stream:
             asked.request = request
-            await _streamed(exchange, engine, asked, permit, record, turn)
+            await _streamed(exchange, engine, asked, permit, record, continuation)
         else:
-            await _whole(exchange, engine, request, permit, record, turn)
+            await _whole(exchange, engine, request, permit, record, continuation)
     finally:
         exchange.unwatch()
         permit.release()
@@ -168,12 +168,17 @@ _NO_BUDGET = Budget(0.0)  # a bound takes nothing from it
 
 
 async def _whole(
-    exchange: Exchange, engine: Engine, request: Request, permit: _Permit, record: Record, turn: Turn | None
+    exchange: Exchange,
+    engine: Engine,
+    request: Request,
+    permit: _Permit,
+    record: Record,
+    continuation: Continuation | None,
 ) -> None:
     response = await engine.execute(request)
     permit.settle(response.usage, response.cost)
-    if turn is not None:
-        response = await turn.answered(response)
+    if continuation is not None:
+        response = await continuation.answered(response)
     seconds = time.monotonic() - exchange.began
     _note(record, response)
     record.first_byte = seconds
@@ -199,7 +204,7 @@ def _note(record: Record, response: Response) -> None:
 
 
 async def _streamed(
-    exchange: Exchange, engine: Engine, asked: Asked, permit: _Permit, record: Record, turn: Turn | None
+    exchange: Exchange, engine: Engine, asked: Asked, permit: _Permit, record: Record, continuation: Continuation | None
 ) -> None:
     stream = await engine.stream(asked.request)
     record.first_byte = time.monotonic() - exchange.began
@@ -208,7 +213,7 @@ async def _streamed(
     cache = "hit" if stream.cached else "miss" if engine.cache is not None else "off"
     try:
         await exchange.begin(_told(stream.endpoint, stream.attempts, cache, record.overhead) + permit.headers())
-        await _pass_on(exchange, engine, stream, asked, turn)
+        await _pass_on(exchange, engine, stream, asked, continuation)
     finally:
         await stream.aclose()
         _settle(stream, permit, record, engine, asked.request)
@@ -235,12 +240,14 @@ def _settle(stream: Stream, permit: _Permit, record: Record, engine: Engine, req
     permit.settle(usage, cost)
 
 
-async def _pass_on(exchange: Exchange, engine: Engine, stream: Stream, asked: Asked, turn: Turn | None) -> None:
+async def _pass_on(
+    exchange: Exchange, engine: Engine, stream: Stream, asked: Asked, continuation: Continuation | None
+) -> None:
     """Write each event as soon as it is there. While the client does not read, neither do we."""
     seconds = exchange.options.write_seconds
     while chunks := await stream.take():
-        if turn is not None:
-            chunks = await turn.told(chunks, stream.endpoint)
+        if continuation is not None:
+            chunks = await continuation.told(chunks, stream.endpoint)
         for events in _framed(chunks, hide_usage=asked.hide_usage):
             limit = engine.clock.deadline(seconds)
             try:

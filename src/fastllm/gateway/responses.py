@@ -74,7 +74,7 @@ async def holder(engine: Engine, model: str, known: Known) -> Endpoint | None:
     return next((endpoint for endpoint in found if endpoint.name == known.endpoint), next(iter(found), None))
 
 
-class Turn:
+class Continuation:
     """One request: as it goes out, by which engine, and what is to be noted of its answer."""
 
     def __init__(self, store: ResponseStore, engine: Engine, tenant: Tenant, request: Request) -> None:
