@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fastllm.gateway.catalog import Catalog
-from kits.gateway import KEY, Served, Wire, connection, served
+from kits.gateway import KEY, Served, connection, served
 
 AUTH = f"authorization: Bearer {KEY}\r\n".encode()
 OPEN = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n" + AUTH
@@ -24,6 +24,7 @@ def body(model: str) -> bytes:
 
 GOOD = body("m")
 HIDDEN = OPEN + b"content-length: %d\r\n\r\n%b" % (len(body("smuggled")), body("smuggled"))
+LAST = b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
 LENGTH = b"content-length: %d\r\n" % len(GOOD)
 CHUNKED = b"transfer-encoding: chunked\r\n"
 
@@ -181,8 +182,8 @@ ONE: dict[str, bytes] = {
     "chunks with extensions": post(CHUNKED, b'%x;a=b;c="d"\r\n%b\r\n0;e\r\n\r\n' % (len(HIDDEN), HIDDEN)),
     "zeros before a size": post(CHUNKED, b"0000%x\r\n%b\r\n0000\r\n\r\n" % (len(HIDDEN), HIDDEN)),
     "trailers that claim a length": post(CHUNKED, chunk(HIDDEN) + b"0\r\ncontent-length: 5\r\nhost: evil\r\n\r\n"),
-    "GET with a body": hiding(b"").replace(b"POST /v1/chat/completions", b"GET /v1/models"),
-    "HEAD with a body": hiding(b"").replace(b"POST /v1/chat/completions", b"HEAD /v1/models"),
+    "GET with a body": hiding(b"").replace(b"POST /v1/chat/completions", b"GET /v1/models", 1),
+    "HEAD with a body": hiding(b"").replace(b"POST /v1/chat/completions", b"HEAD /v1/models", 1),
     "OPTIONS with a body": hiding(b"").replace(b"POST", b"OPTIONS", 1),
     "DELETE with a body": hiding(b"").replace(b"POST", b"DELETE", 1),
     "no such path": hiding(b"").replace(b"/v1/chat/completions", b"/nothing", 1),
@@ -218,12 +219,6 @@ async def behind(**more: Any) -> AsyncIterator[Behind]:
         yield made
 
 
-async def said_to(wire: Wire, message: bytes) -> bytes:
-    await wire.send(message)
-    wire.writer.write_eof()
-    return await wire.ends()
-
-
 @pytest.mark.fault("86")
 @pytest.mark.parametrize("name", REFUSED)
 async def test_what_can_be_read_in_two_ways_is_refused_and_nothing_behind_it_is_read(name: str) -> None:
@@ -239,9 +234,11 @@ async def test_what_can_be_read_in_two_ways_is_refused_and_nothing_behind_it_is_
 @pytest.mark.parametrize("name", ONE)
 async def test_a_body_is_a_body_however_much_it_looks_like_a_request(name: str) -> None:
     async with behind() as found, connection(found.gate.server.port) as wire:
-        said = await said_to(wire, ONE[name])
-        said = said.replace(b"HTTP/1.1 100 Continue\r\n\r\n", b"", 1)
-        assert said.count(b"HTTP/1.1 ") == 1, said
+        await wire.send(ONE[name] + LAST)
+        said = (await wire.ends()).replace(b"HTTP/1.1 100 Continue\r\n\r\n", b"", 1)
+        # One answer for it, and one for the last request, unless the connection is closed before that.
+        healthy = said.endswith(b'{"status":"ok"}')
+        assert said.count(b"HTTP/1.1 ") == 1 + healthy, said
         await found.gate.idle()
         assert not found.models
 
