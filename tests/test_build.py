@@ -288,7 +288,7 @@ async def test_the_endpoints_of_a_route_have_their_own_keys_addresses_and_limits
     finally:
         await made.aclose()
     assert [member.name for member in members] == [
-        "openai/gpt-4o", "openai/gpt-4o (SECOND)", "anthropic/claude", "mine at localhost:9",
+        "openai/gpt-4o", "openai/gpt-4o (SECOND)", "anthropic/claude at proxy.example", "mine at localhost:9",
     ]  # fmt: skip
     keys = [member.target.headers.get("authorization") or member.target.headers.get("x-api-key") for member in members]
     assert keys == ["Bearer first-key", "Bearer second-key", "third-key", None]

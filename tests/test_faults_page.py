@@ -55,8 +55,8 @@ def test_the_page_and_the_marks_agree() -> None:
     assert written(page) == page, "run python tests/test_faults_page.py"
 
 
-def test_every_fault_of_http_providers_and_streams_has_a_test() -> None:
-    assert {str(number) for number in range(17, 49)} <= set(marked())
+def test_every_fault_of_http_providers_streams_and_the_gateway_has_a_test() -> None:
+    assert {str(number) for number in (*range(17, 49), *range(82, 97))} <= set(marked())
 
 
 if __name__ == "__main__":

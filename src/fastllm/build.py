@@ -411,7 +411,9 @@ class _Resolver:
             vendor = NOBODY
         base_url = upstream.base_url or self._address_of(vendor)
         key = self._key_of(vendor, upstream)
-        shown = f"{vendor.name}/{model}" if vendor is not NOBODY else f"{model} at {urlsplit(base_url).netloc}"
+        shown = f"{vendor.name}/{model}" if vendor is not NOBODY else model
+        if upstream.base_url is not None:  # two of one route must not look alike
+            shown += f" at {urlsplit(base_url).netloc.rpartition('@')[2]}"
         if upstream.api_key_env is not None:
             shown += f" ({upstream.api_key_env})"
         return self._at(base_url, model, shown, vendor.dialect, key, limits=upstream.limits, vendor=vendor)

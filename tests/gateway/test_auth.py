@@ -26,6 +26,7 @@ class Tenants:
         return found
 
 
+@pytest.mark.fault("93")
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
@@ -104,6 +105,7 @@ async def test_a_model_that_readers_may_take_for_another_is_refused(body: bytes)
         assert (await gate.ask(body=nested, x_api_key="a")).status == 200
 
 
+@pytest.mark.fault("90")
 async def test_a_tenants_answers_are_kept_for_itself_alone() -> None:
     keys = Tenants(Tenant(id="a", namespace="a"), Tenant(id="b", namespace="b"))
     async with served(keys=keys, engine={"cache": "memory"}) as gate:
@@ -128,6 +130,7 @@ async def test_stored_keys_are_looked_up_beside_the_master_key() -> None:
     assert KEY not in repr(keys) and KEY not in repr(MasterKey(KEY))
 
 
+@pytest.mark.fault("87")
 @pytest.mark.parametrize(
     ("headers", "status"),
     [

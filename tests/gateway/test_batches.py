@@ -194,6 +194,7 @@ async def test_what_cannot_be_asked_is_refused_at_once(tmp_path: Path, wrong: di
         assert [batch async for batch in client.batches.list()] == []
 
 
+@pytest.mark.fault("90")
 async def test_a_tenant_sees_its_own_batches_only(tmp_path: Path) -> None:
     async with opened(tmp_path) as gate, gate.client(ALICE) as alice, gate.client(BOB) as bob:
         batch = await ended(alice, (await begun(alice, [GOOD])).id)
@@ -210,6 +211,7 @@ async def test_a_tenant_sees_its_own_batches_only(tmp_path: Path) -> None:
                 await alice.batches.retrieve(odd)
 
 
+@pytest.mark.fault("90")
 async def test_tenants_do_not_share_answers_that_are_kept(tmp_path: Path) -> None:
     async with (
         opened(tmp_path, engine={"cache": "memory"}) as gate,
@@ -261,6 +263,7 @@ async def test_what_has_ended_cannot_be_cancelled(tmp_path: Path) -> None:
             await client.batches.cancel(batch.id)
 
 
+@pytest.mark.fault("95")
 async def test_only_so_many_run_at_once_and_tenants_take_turns(tmp_path: Path) -> None:
     async with opened(tmp_path, SLOW, batches=2) as gate, gate.client(ALICE) as alice, gate.client(BOB) as bob:
         first = [(await begun(alice, [line(n)])).id for n in range(4)]
@@ -383,6 +386,7 @@ async def test_a_key_that_is_gone_pays_for_nothing_more(tmp_path: Path) -> None:
         assert gate.mock.stats.requests == 0
 
 
+@pytest.mark.fault("95")
 async def test_interactive_requests_go_before_a_batch(tmp_path: Path) -> None:
     engine = {"limits": Limits(concurrency=1, adaptive=False)}
     slow = MockConfig(latency=0.02)

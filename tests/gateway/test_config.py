@@ -88,6 +88,7 @@ def test_what_is_wrong_in_the_file_is_named(text: str, says: str, tmp_path: Path
         resolve(load_settings({}, environ={}, directory=tmp_path), {}, {})
 
 
+@pytest.mark.fault("87")
 @pytest.mark.parametrize(
     ("host", "key", "insecure", "opens"),
     [

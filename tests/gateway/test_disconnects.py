@@ -68,6 +68,7 @@ def leave(wire: Wire, how: str) -> None:
         wire.writer.close()
 
 
+@pytest.mark.fault("82")
 @pytest.mark.parametrize("how", ["close", "reset", "half"])
 @pytest.mark.parametrize("body", [BODY, STREAM], ids=["whole", "stream"])
 async def test_a_client_that_leaves_before_the_answer_ends_its_request_upstream(how: str, body: Any) -> None:
@@ -86,6 +87,7 @@ async def test_a_client_that_leaves_before_the_answer_ends_its_request_upstream(
         assert (record.status, record.error, record.tenant) == (499, "client_closed", "a")
 
 
+@pytest.mark.fault("82")
 @pytest.mark.parametrize("path", [CHAT, "/v1/messages", "/v1/responses"])
 async def test_a_client_that_leaves_a_stream_ends_it_upstream_and_pays_for_what_had_come(path: str) -> None:
     body = {**STREAM, "max_tokens": 100, "input": "hello"}
@@ -109,6 +111,7 @@ async def test_a_client_that_leaves_a_stream_ends_it_upstream_and_pays_for_what_
         assert gate.records[-1].status == 499
 
 
+@pytest.mark.fault("82")
 async def test_a_client_that_leaves_the_queue_is_forgotten() -> None:
     async with served(SLOW, engine={"limits": Limits(concurrency=1)}) as gate:
         port = gate.server.port
@@ -147,6 +150,7 @@ async def test_a_body_that_breaks_off_is_nobodys_request() -> None:
         assert gate.records[-1].status == 499 and gate.mock.stats.requests == 0
 
 
+@pytest.mark.fault("82")
 async def test_hundreds_of_clients_that_leave_at_any_byte_leave_nothing_behind() -> None:
     """Streams are left at different points; afterwards there is no slot, task, connection or token in use."""
     async with served(MockConfig(token_rate=300.0, answer_bytes=800)) as gate:
@@ -167,6 +171,7 @@ async def test_hundreds_of_clients_that_leave_at_any_byte_leave_nothing_behind()
         assert len(gate.records) == 300
 
 
+@pytest.mark.fault("83")
 async def test_a_reader_that_stalls_stops_the_provider_and_is_dropped_in_the_end() -> None:
     async with served(MockConfig(answer_bytes=300_000), write_seconds=0.5) as gate:
         async with connection(gate.server.port) as wire:

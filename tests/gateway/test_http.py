@@ -21,6 +21,7 @@ def post(headers: bytes, body: bytes, line: bytes = b"POST /v1/chat/completions 
 SMUGGLED = b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\n\r\n"
 
 
+@pytest.mark.fault("86")
 @pytest.mark.parametrize(
     "message",
     [
@@ -73,6 +74,7 @@ async def test_without_a_host_and_with_two_a_request_is_refused() -> None:
                 assert (await wire.head()).status == 400
 
 
+@pytest.mark.fault("86")
 async def test_pipelined_requests_are_answered_in_their_order() -> None:
     async with served() as gateway, connection(gateway.server.port) as wire:
         for number in range(3):
@@ -99,6 +101,7 @@ async def test_a_chunked_body_and_one_that_waits_to_be_wanted_are_read() -> None
             assert await wire.ends() == b""
 
 
+@pytest.mark.fault("86")
 async def test_an_absolute_address_is_taken_for_its_path_alone() -> None:
     async with served() as gateway, connection(gateway.server.port) as wire:
         await wire.send(post(LENGTH, JSON, b"POST http://169.254.169.254/v1/chat/completions HTTP/1.1\r\n"))
@@ -106,6 +109,7 @@ async def test_an_absolute_address_is_taken_for_its_path_alone() -> None:
         assert gateway.mock.stats.requests == 1
 
 
+@pytest.mark.fault("85")
 @pytest.mark.parametrize("chunked", [False, True])
 async def test_a_body_beyond_the_bound_is_refused_before_it_is_read(chunked: bool) -> None:
     async with served(body_bytes=100_000) as gateway, connection(gateway.server.port) as wire:
@@ -125,6 +129,7 @@ async def test_a_compressed_body_is_refused() -> None:
         assert answer.status == 415
 
 
+@pytest.mark.fault("85")
 async def test_a_head_beyond_the_bound_is_refused() -> None:
     async with served(header_bytes=2000) as gateway:
         for head in (
@@ -139,6 +144,7 @@ async def test_a_head_beyond_the_bound_is_refused() -> None:
                 assert await wire.ends() == b""
 
 
+@pytest.mark.fault("85")
 @pytest.mark.parametrize(
     "start", [b"", b"POST /v1/chat/comp", b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\n\r\nGET /"]
 )
@@ -157,6 +163,7 @@ async def test_a_head_in_good_time_leaves_the_answer_all_the_time_it_needs() -> 
             assert (await wire.ask("POST", CHAT, BODY)).status == 200
 
 
+@pytest.mark.fault("85")
 async def test_a_body_that_stops_coming_is_not_waited_for() -> None:
     async with served(body_seconds=0.1) as gateway, connection(gateway.server.port) as wire:
         await wire.send(post(LENGTH, JSON[:10]))
@@ -170,6 +177,7 @@ async def test_a_connection_that_is_idle_is_closed() -> None:
         assert await wire.ends() == b""
 
 
+@pytest.mark.fault("85")
 async def test_json_that_is_deep_or_absurd_is_refused_at_once() -> None:
     async with served() as gateway:
         for body in (

@@ -41,6 +41,7 @@ def store(tmp_path: Path, clock: Time) -> Any:
     store.close()
 
 
+@pytest.mark.fault("93")
 def test_a_secret_is_long_found_and_nowhere_in_the_file(store: KeyStore, tmp_path: Path) -> None:
     key, secret = store.create("team-a", models=["gpt-*"], rpm=10, tpm=1000, parallel=2, budget_day=1.5)
     assert secret.startswith(PREFIX) and len(secret) >= len(PREFIX) + 43  # 32 bytes in base64
@@ -52,6 +53,7 @@ def test_a_secret_is_long_found_and_nowhere_in_the_file(store: KeyStore, tmp_pat
     assert b"team-a" in kept and secret[len(PREFIX) :].encode() not in kept and secret[-12:].encode() not in kept
 
 
+@pytest.mark.fault("92")
 def test_nothing_that_is_shown_holds_the_secret(store: KeyStore) -> None:
     key, secret = store.create("team-a")
     shown = f"{key!r} {store!r} {store._secrets!r} {store._database!r}"

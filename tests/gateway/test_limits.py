@@ -116,6 +116,7 @@ async def test_a_wait_that_would_be_too_long_is_refused_with_the_time_to_come_ba
         )
 
 
+@pytest.mark.fault("95")
 @pytest.mark.parametrize("routed", [False, True])
 async def test_a_full_queue_sheds_what_comes_after_and_serves_what_waits(routed: bool) -> None:
     engine: dict[str, Any] = {"limits": Limits(concurrency=2, adaptive=False)}
@@ -153,6 +154,7 @@ async def test_an_upstreams_long_wait_is_passed_on() -> None:
         assert gate.mock.stats.requests == 1
 
 
+@pytest.mark.fault("96")
 @pytest.mark.parametrize(("count", "sent"), [(None, 3), ("0", 3), ("1", 2), ("2", 1), ("9", 1), ("x", 3), ("-1", 3)])
 async def test_retries_of_the_client_are_not_multiplied(count: str | None, sent: int) -> None:
     async with served() as gate:
@@ -163,6 +165,7 @@ async def test_retries_of_the_client_are_not_multiplied(count: str | None, sent:
         assert answer.headers["x-fastllm-attempts"] == str(sent)
 
 
+@pytest.mark.fault("96")
 @pytest.mark.parametrize(
     ("seconds", "waits"), [("0.2", False), ("600", True), ("nan", True), ("-1", True), ("x", True)]
 )

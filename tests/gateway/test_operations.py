@@ -83,6 +83,29 @@ async def test_a_stream_has_whole_events_with_line_feeds_and_ends_with_done() ->
         await gateway.idle()
 
 
+async def test_a_reader_that_strips_every_read_and_splits_at_blank_lines_loses_nothing() -> None:
+    """As `vllm bench serve` reads: comments and events must be blocks of their own, and none cut by a write."""
+    body = {**BODY, "stream": True, "stream_options": {"include_usage": True}, "ignore_eos": True}
+    fast = MockConfig(token_rate=50.0)
+    async with served(fast, keep_alive=0.005) as gateway, connection(gateway.server.port) as wire:
+        await wire.send(head_and_body("POST", CHAT, body))
+        head, buffer, texts, comments = await wire.head(), "", [], 0
+        assert (head.status, head.reason) == (200, "OK")
+        async for piece in wire.pieces():
+            buffer += piece.decode().strip() + "\n\n"
+            *blocks, buffer = buffer.split("\n\n")
+            for block in blocks:
+                if block.startswith(":"):
+                    comments += 1
+                    assert "data" not in block
+                elif block and (data := block.removeprefix("data: ")) != "[DONE]":
+                    chunk = msgspec.json.decode(data)
+                    assert all("delta" in choice for choice in chunk["choices"])
+                    texts += [choice["delta"].get("content") or "" for choice in chunk["choices"]]
+        assert chunk["choices"] == [] and chunk["usage"]["completion_tokens"] > 0
+        assert comments and "".join(texts).startswith(checksum_of({**BODY, "ignore_eos": True}))
+
+
 @pytest.mark.parametrize("asked", [None, {"include_usage": False}, {"include_usage": True}, {"continuous": 1}])
 async def test_the_usage_of_a_stream_is_ours_and_the_clients_only_if_it_asked(asked: Any) -> None:
     options = {} if asked is None else {"stream_options": asked}
@@ -124,6 +147,7 @@ async def test_a_quiet_stream_is_kept_alive_by_comments_of_their_own() -> None:
         await gateway.idle()
 
 
+@pytest.mark.fault("84")
 async def test_an_error_inside_a_stream_is_an_event_of_the_dialect_and_no_done_follows() -> None:
     async with served() as gateway:
         gateway.mock.script(["stream_error_event", "stream_truncated"])
@@ -139,6 +163,7 @@ async def test_an_error_inside_a_stream_is_an_event_of_the_dialect_and_no_done_f
         assert [record.status for record in gateway.records] == [500, 502, 502]
 
 
+@pytest.mark.fault("84")
 async def test_what_fails_before_the_first_byte_is_tried_again_and_nobody_sees_it() -> None:
     async with served() as gateway:
         gateway.mock.script(["500", "reset", None])
@@ -178,6 +203,7 @@ async def test_models_are_listed_and_may_have_slashes() -> None:
         assert gateway.mock.stats.requests == 0
 
 
+@pytest.mark.fault("88")
 @pytest.mark.parametrize("name", ["local//etc/passwd", "local/../x", "local:./a.gguf", "local/~/m.gguf"])
 async def test_no_pattern_lets_a_client_name_a_file(name: str) -> None:
     assert not Catalog(("*",)).serves(name)
@@ -212,6 +238,7 @@ async def test_head_and_options_are_answered() -> None:
         assert head.status == 200 and int(head.headers["content-length"]) > 10 and head.body == b""
         options = await gateway.get(CHAT, method="OPTIONS")
         assert (options.status, options.headers["allow"]) == (204, "POST, OPTIONS")
+        assert "content-length" not in options.headers  # RFC 9110, 8.6
         assert "access-control-allow-origin" not in options.headers
 
 
@@ -248,6 +275,7 @@ async def test_tokens_are_counted_without_asking_anybody_where_nobody_can_be_ask
         assert gateway.mock.stats.requests == 0
 
 
+@pytest.mark.fault("88")
 @pytest.mark.parametrize("field", ["api_base", "base_url", "api_key", "extra_headers", "callbacks", "user_config"])
 async def test_no_field_says_where_a_request_goes_or_as_whom(field: str) -> None:
     async with served() as gateway:
@@ -256,6 +284,7 @@ async def test_no_field_says_where_a_request_goes_or_as_whom(field: str) -> None
         assert gateway.mock.stats.requests == 0
 
 
+@pytest.mark.fault("89")
 async def test_of_the_clients_headers_only_the_versions_go_on() -> None:
     async with served() as gateway:
         seen: list[dict[str, str]] = []

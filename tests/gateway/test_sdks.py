@@ -99,6 +99,7 @@ async def test_openai_embeds_texts_and_tokens_as_floats_and_as_base64(input: Any
         assert packed.data[0].embedding == pytest.approx(floats.data[0].embedding, rel=1e-5)
 
 
+@pytest.mark.fault("96")
 @pytest.mark.parametrize(
     ("fault", "error"),
     [

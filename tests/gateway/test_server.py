@@ -33,6 +33,7 @@ async def ended(gate: Any) -> None:
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.fault("94")
 async def test_a_server_that_stops_says_so_first_and_lets_requests_end() -> None:
     async with served(MockConfig(latency=0.6, token_rate=100.0), lead=0.3, drain=10.0) as gate:
         port = gate.server.port
@@ -96,6 +97,7 @@ def settings(folder: Path, mock: MockServer, **gateway: Any) -> Any:
     return read({}, {"FASTLLM_MASTER_KEY": KEY}, folder)
 
 
+@pytest.mark.fault("94")
 async def test_new_settings_are_taken_without_dropping_a_request(tmp_path: Path) -> None:
     async with MockServer(MockConfig(latency=0.3)) as mock:
         setup = settings(tmp_path, mock)
@@ -149,6 +151,7 @@ async def test_settings_that_are_wrong_or_would_open_the_door_change_nothing(tmp
 SECRET, UPSTREAM = "canary-5f1d9", "upstream-9a7c1"
 
 
+@pytest.mark.fault("92")
 async def test_no_log_error_or_record_holds_a_prompt_an_answer_or_a_key(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

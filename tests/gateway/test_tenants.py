@@ -170,6 +170,7 @@ def test_a_request_counts_in_all_limits_or_in_none(tenants: Tenants) -> None:
     assert tenants.spending(limited).day_booked == pytest.approx(1.0)
 
 
+@pytest.mark.fault("91")
 def test_a_thousand_at_the_last_cent_spend_no_more_than_it(tenants: Tenants) -> None:
     limited = key(budget_day=5.0, budget_month=100.0)
     spent = tenants.admit(limited, 1, 4.99)
@@ -204,6 +205,7 @@ def test_money_that_is_given_back_can_be_spent_at_once(tenants: Tenants) -> None
     assert tenants.spending(limited).day == pytest.approx(0.1)
 
 
+@pytest.mark.fault("91")
 def test_a_new_day_has_a_new_budget_and_the_month_goes_on(tenants: Tenants, clock: Time) -> None:
     limited = key(budget_day=1.0, budget_month=2.5)
     late = tenants.admit(limited, 1, 1.0)
@@ -304,6 +306,7 @@ def test_expired_and_revoked_keys_are_refused(tenants: Tenants, clock: Time) -> 
         tenants.admit(key(revoked=DAWN), 1, 0.0)
 
 
+@pytest.mark.fault("91")
 def test_a_bound_that_is_no_number_is_refused(tenants: Tenants) -> None:
     for bound in (math.nan, math.inf, -1.0, "1", True, 1e300):
         with pytest.raises(ConfigError, match="cost_bound must be"):
@@ -528,6 +531,7 @@ def test_four_processes_share_a_limit(path: Path) -> None:
     tenants.close()
 
 
+@pytest.mark.fault("91")
 def test_four_processes_share_a_budget(path: Path) -> None:
     found = _crew(path, 0, 2.0, 1500)
     spent = sum(cost for _, cost in found)

@@ -19,6 +19,7 @@ from fastllm.gateway.batches import Batches
 from fastllm.gateway.beside import Beside
 from fastllm.gateway.catalog import Catalog
 from fastllm.gateway.config import GatewayOptions
+from fastllm.gateway.database import Database
 from fastllm.gateway.record import Record
 from fastllm.gateway.server import Server
 from fastllm.options import Retry
@@ -85,7 +86,8 @@ async def opened(
         gateway = Gateway(
             made, given, keys=People(), catalog=Catalog(models), admissions=admissions, listeners=[records.append]
         )
-        beside = Beside(gateway, engine_options)
+        database = Database(folder / "gateway.sqlite3")
+        beside = Beside(gateway, engine_options, database)
         batches = beside.batches
         assert batches is not None
         batches.runner.grace, batches.runner.poll = 0.05, 0.02
@@ -107,6 +109,7 @@ async def opened(
             await asyncio.wait([running])
             await beside.__aexit__()
             await gateway.engine.aclose()
+            database.close()
 
 
 async def until(true: Callable[[], Any], seconds: float = 10.0) -> None:

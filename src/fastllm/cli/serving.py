@@ -82,7 +82,7 @@ class Serving:
             app: ASGI | None = None if tracing is None else tracing.around(gateway)
             server = Server(gateway, app, listening=None if place is None else place.socket())
             server.on_signals(lambda: self._reload(gateway))
-            beside = await stack.enter_async_context(Beside(gateway, setup.engine))
+            beside = await stack.enter_async_context(Beside(gateway, setup.engine, tenancy.database))
             shared = None
             if place is not None:
                 shared = Shared(place.folder_of("readings"), place.index)

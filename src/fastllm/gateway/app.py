@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -28,16 +29,20 @@ from .catalog import Catalog
 from .config import GatewayOptions
 from .exchange import ASGI, GONE, Exchange, Receive, Scope, Send
 from .faces import ANTHROPIC, OPENAI, RESPONSES_FACE, Face, Fault, Refusal, fault_of
+from .openapi import document
 from .operations import operate
 from .record import Listener, Record, tell
+from .response_store import ResponseStore
+from .responses import Continuation
 
 logger = logging.getLogger("fastllm.gateway")
 
-COUNT_TOKENS = "/messages/count_tokens"
+COUNT_TOKENS, INPUT_TOKENS = "/messages/count_tokens", "/responses/input_tokens"
 _FACES: Mapping[str, Face] = {RESPONSES: RESPONSES_FACE, MESSAGES: ANTHROPIC, COUNT_TOKENS: ANTHROPIC}
 OPERATIONS = (CHAT, COMPLETIONS, EMBEDDINGS, MODERATIONS, RESPONSES, MESSAGES)
 _DEPLOYMENTS = "/openai/deployments/"
 _LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
+_WORD = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _INTERNAL = Fault(status=500, message="the gateway failed; its log says how", code="internal_error", again=False)
 _STOPPING = Fault(status=503, message="the gateway is stopping", code="stopping", again=True)
 _NO_MOUNTS: Mapping[str, ASGI] = MappingProxyType({})
@@ -83,6 +88,7 @@ class Gateway:
         self.metrics = metrics
         self.mounts = dict(mounts)
         self.pages = dict(pages)
+        self.responses: ResponseStore | None = None
         self.draining = False
         self.under_way = 0
         self.reload(engine, options or GatewayOptions(), catalog or Catalog())
@@ -206,7 +212,8 @@ class Gateway:
 
     async def _refused(self, exchange: Exchange, record: Record, error: FastLLMError) -> None:
         fault = fault_of(error, self.attempts)
-        record.error = fault.code or type(error).__name__
+        # A code is a provider's text, and may quote what it was sent: only a word is written down.
+        record.error = fault.code if fault.code and _WORD.fullmatch(fault.code) else type(error).__name__
         record.kind = (error.code or "refused") if isinstance(error, Refusal) else type(error).__name__
         if not isinstance(error, Refusal | LLMError):
             logger.warning("%s: %s", record.model, error)
@@ -294,13 +301,19 @@ async def _operation(gate: Gateway, exchange: Exchange, tenant: Tenant, rest: st
 
 
 async def _count(gate: Gateway, exchange: Exchange, tenant: Tenant, rest: str, record: Record) -> None:
-    asked = asked_of(exchange, MESSAGES, await exchange.body(), rest, gate.default_model, tenant)
+    path = MESSAGES if record.route == COUNT_TOKENS else RESPONSES
+    asked = asked_of(exchange, path, await exchange.body(), rest, gate.default_model, tenant)
     record.model = asked.request.model
     if not gate.serves(record.model):
         raise Refusal(404, f"the model {record.model[:100]!r} is not served here", code="model_not_found")
     exchange.watch()
     try:
-        body = await counting.count(gate.engine, asked.request)
+        engine, request = gate.engine, asked.request
+        if path == RESPONSES and gate.responses is not None:
+            continuation = Continuation(gate.responses, engine, tenant, request)
+            await continuation.begin()
+            engine, request = continuation.engine, continuation.request
+        body = await counting.count(engine, request)
     finally:
         exchange.unwatch()
     await exchange.answer(200, body)
@@ -327,6 +340,10 @@ async def _ready(gate: Gateway, exchange: Exchange, tenant: Tenant, rest: str, r
         await exchange.answer(200, b'{"status":"ready"}')
 
 
+async def _openapi(gate: Gateway, exchange: Exchange, tenant: Tenant, rest: str, record: Record) -> None:
+    await exchange.answer(200, document())
+
+
 async def _metrics(gate: Gateway, exchange: Exchange, tenant: Tenant, rest: str, record: Record) -> None:
     if gate.metrics is None:
         raise Refusal(404, "there are no metrics here", code="unknown_url")
@@ -341,11 +358,13 @@ async def _metrics(gate: Gateway, exchange: Exchange, tenant: Tenant, rest: str,
 _PLAIN: dict[str, Route] = {
     **{path: Route(path, _operation, face=_FACES.get(path, OPENAI)) for path in OPERATIONS},
     COUNT_TOKENS: Route(COUNT_TOKENS, _count, face=ANTHROPIC),
+    INPUT_TOKENS: Route(INPUT_TOKENS, _count),
     "/models": Route("/models", _models, "GET"),
     "/health": Route("/health", _health, "GET", open=True),
     "/health/live": Route("/health/live", _health, "GET", open=True),
     "/health/ready": Route("/health/ready", _ready, "GET", open=True),
     "/metrics": Route("/metrics", _metrics, "GET"),
+    "/openapi.json": Route("/openapi.json", _openapi, "GET", open=True),
 }
 _MODEL = Route("/models/{id}", _model, "GET")
 _PREFIXES = ("", "/v1", "/openai", "/openai/v1")

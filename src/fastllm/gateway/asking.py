@@ -190,7 +190,16 @@ def check_fields(body: bytes, model: str, tenant: Tenant) -> None:
     fields = _forbidden.decode(body)
     if fields != _NOTHING:
         _refuse(fields)
+    if not tenant.is_master and (b"previous_response_id" in body.lower() or b"\\u" in body):
+        _check_begins_anew(body)
     if tenant.models is not None:
         _check_one_model(body)
         if not tenant.may_ask(model):
             raise Refusal(403, f"this key may not ask for {_short(model)!r}", code="model_not_allowed", param="model")
+
+
+def _check_begins_anew(body: bytes) -> None:
+    """A row of a batch goes on from no response: nobody looks whose it is."""
+    for name, value in _object.decode(body).items():
+        if name.lower() == "previous_response_id" and bytes(value).strip() != b"null":
+            raise Refusal(400, "rows of a batch cannot go on from a response", code="forbidden_field", param=name)

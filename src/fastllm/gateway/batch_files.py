@@ -26,6 +26,7 @@ from .batch_store import Flaw
 from .faces import Refusal
 
 MOST_FLAWS = 100  # that are told
+MOST_MODELS = 100  # of one batch, whose endpoints are made before it begins
 BREATH = 50  # rows after which a thread lets the loop have its turn: it would wait 5 ms for one that does not pause
 PAUSE = 0.0005  # seconds
 _EXPIRED = {
@@ -48,25 +49,38 @@ class _Head(msgspec.Struct):
 _head = msgspec.json.Decoder(_Head)
 
 
-def check_input(path: Path, endpoint: str, tenant: Tenant, serves: Callable[[str], bool]) -> tuple[int, list[Flaw]]:
-    """Read a batch's input: give the number of its requests, and what is wrong with it. Works in a thread."""
-    count, flaws = 0, []
+class Checked(msgspec.Struct):
+    """A batch's input: the number of its requests, what is wrong with it, and the first models that it asks for."""
+
+    count: int = 0
+    flaws: list[Flaw] = []
+    models: list[str] = []
+
+
+def check_input(path: Path, endpoint: str, tenant: Tenant, serves: Callable[[str], bool]) -> Checked:
+    """Read a batch's input. Works in a thread."""
+    found, models = Checked(), dict[str, None]()
+    flaws = found.flaws
     try:
         with open_reader(path) as rows:
             for row in rows:
-                count += 1
-                if count % BREATH == 0:
+                found.count += 1
+                if found.count % BREATH == 0:
                     time.sleep(PAUSE)
                 flaw = _flaw(row, endpoint, tenant, serves)
+                if flaw is None and row.request is not None and len(models) < MOST_MODELS:
+                    models[row.request.model] = None
                 if flaw is not None:
                     flaws.append(flaw)
                     if len(flaws) == MOST_FLAWS:
                         break
     except ConfigError as error:
-        return count, [Flaw(code="invalid_file", message=str(error).replace(str(path), "the input file"))]
-    if not count:
+        found.flaws = [Flaw(code="invalid_file", message=str(error).replace(str(path), "the input file"))]
+        return found
+    if not found.count:
         flaws.append(Flaw(code="empty_file", message="The input file has no requests."))
-    return count, flaws
+    found.models = list(models)
+    return found
 
 
 def _flaw(row: Row, endpoint: str, tenant: Tenant, serves: Callable[[str], bool]) -> Flaw | None:

@@ -267,14 +267,14 @@ class BatchRunner:
         """Check its input; False where it has failed."""
         tenant = self._tenant(batch)
         source = self._store.folder(batch) / INPUT
-        total, flaws = await asyncio.to_thread(check_input, source, batch.endpoint, tenant, self._gate.serves)
+        checked = await asyncio.to_thread(check_input, source, batch.endpoint, tenant, self._gate.serves)
         if batch.cancels():
             return True
-        if flaws:
-            batch.flaws = flaws
+        if checked.flaws:
+            batch.flaws = checked.flaws
             await self._end(batch, "failed")
             return False
-        batch.total = total
+        batch.total, batch.asks = checked.count, checked.models
         _set(batch, "in_progress")
         await self._save(batch)
         return True
@@ -286,6 +286,7 @@ class BatchRunner:
             return "cancelled" if batch.cancels() else "expired" if live.expired else None
         tenant = self._tenant(batch)
         executes = Charged(self._gate, self._patient, tenant, batch.id)
+        await executes.meet(batch.asks)
         with open_reader(folder / INPUT) as reader:
             job = live.job = Job(
                 *(executes, reader, folder / OUTPUT),

@@ -38,9 +38,10 @@ class Flaw(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Batch(msgspec.Struct, kw_only=True):
-    """A batch. Times are wall times; `times` has when it came into each status. `input_id` is the client's file,
-    `kept_seconds` for how long its output is kept (None: always). `ending` is how it ends, once that is known, and the
-    ids of its files are made up before there is a file, so that a killed process makes the same ones again."""
+    """A batch. Times are wall times; `times` has when it came into each status. `input_id` is the client's file, `asks`
+    are the first models of its requests, `kept_seconds` for how long its output is kept (None: always). `ending` is how
+    it ends, once that is known, and the ids of its files are made up before there is a file, so that a killed process
+    makes the same ones again."""
 
     id: str
     tenant: str
@@ -60,6 +61,7 @@ class Batch(msgspec.Struct, kw_only=True):
     output_id: str | None = None
     error_id: str | None = None
     flaws: list[Flaw] = []
+    asks: list[str] = []
     total: int = 0
     completed: int = 0
     failed: int = 0

@@ -5,23 +5,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Protocol, Self, runtime_checkable
 
 from ..build import EngineOptions, provider_endpoint
 from ..engine.endpoint import Endpoint
-from ..errors import ConfigError
+from ..errors import ConfigError, OverloadedError
 from ..providers.vendors import LOCAL, VENDORS
 from .app import Gateway
 from .auth import Admissions, Tenant
 from .batch_store import BatchStore
 from .batches import Batches
 from .config import GatewayOptions
+from .database import Database
 from .file_store import FileStore, private_folder
 from .files import Files
 from .passthrough import Passthrough
+from .response_store import ResponseStore
+from .stored_responses import StoredResponses
 
 logger = logging.getLogger("fastllm.gateway")
 
@@ -41,12 +44,19 @@ class Beside:
 
     Where nobody said where files are to lie, and the usual place cannot be had, there are none, and no batches."""
 
-    def __init__(self, gateway: Gateway, engine: EngineOptions, environ: Mapping[str, str] = os.environ) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        engine: EngineOptions,
+        database: Database | None = None,
+        environ: Mapping[str, str] = os.environ,
+    ) -> None:
         self._gateway = gateway
         self._engine = engine
         self._sweeping: asyncio.Task[None] | None = None
         self.files: FileStore | None = None
         self.batches: Batches | None = None
+        self.responses: ResponseStore | None = None
         options = gateway.options
         root = data_directory(options, environ)
         try:
@@ -56,6 +66,9 @@ class Beside:
             if options.data_dir is not None:
                 raise
             logger.warning("no files and no batches: %s", error)
+            root = None
+        if database is not None:
+            self._mount_responses(database, root)
         for name in passed_through(options, engine, environ):
             gateway.mounts[f"/{name}"] = Passthrough(
                 name, lambda: gateway.engine, partial(self._endpoint, name), self._admissions
@@ -72,11 +85,21 @@ class Beside:
             gateway.mounts[f"{prefix}/files"] = files
             gateway.mounts[f"{prefix}/batches"] = self.batches
 
+    def _mount_responses(self, database: Database, root: Path | None) -> None:
+        """Know whose each response is; keep those that no provider keeps where files lie, too."""
+        gateway = self._gateway
+        self.responses = gateway.responses = ResponseStore(database, None if root is None else root / "responses")
+        stored = StoredResponses(gateway, self.responses)
+        for prefix in ("", "/v1", "/openai", "/openai/v1"):
+            gateway.mounts[f"{prefix}/responses"] = stored
+
     async def __aenter__(self) -> Self:
         """Go on with unfinished batches."""
-        if self.batches is not None and self.files is not None:
+        if self.batches is not None:
             await self.batches.start()
-            self._sweeping = asyncio.create_task(_sweep(self.files), name="fastllm-sweep")
+        stores = [store for store in (self.files, self.responses) if store is not None]
+        if stores:
+            self._sweeping = asyncio.create_task(_sweep(stores), name="fastllm-sweep")
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -101,13 +124,14 @@ class Beside:
         return f"<Beside {self.batches!r}>"
 
 
-async def _sweep(files: FileStore) -> None:
+async def _sweep(stores: Sequence[FileStore | ResponseStore]) -> None:
     """Remove what has expired, again and again."""
     while True:
-        try:
-            await asyncio.to_thread(files.sweep)
-        except OSError as error:
-            logger.warning("files that have expired cannot be looked for: %s", error.strerror or error)
+        for store in stores:
+            try:
+                await asyncio.to_thread(store.sweep)
+            except (OSError, OverloadedError) as error:
+                logger.warning("%r cannot be looked through for what has expired: %s", store, error)
         await asyncio.sleep(SWEEP)
 
 

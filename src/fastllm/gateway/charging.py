@@ -4,6 +4,7 @@ told of like all others."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Sequence
 from typing import Protocol
@@ -72,6 +73,14 @@ class Charged:
     @property
     def concurrency(self) -> int | None:
         return self._patient.engine().concurrency
+
+    async def meet(self, models: Sequence[str]) -> None:
+        """Have the endpoints of these models made. Their slots bound the rows that are in work, and so what a kill
+        costs: those that were sent, and whose answers are not on the disk."""
+        engine = self._patient.engine()
+        for model in models:
+            with contextlib.suppress(ConfigError):  # its rows will say so
+                await _endpoints(engine, model)
 
     @property
     def stats(self) -> Stats:

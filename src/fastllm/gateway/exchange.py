@@ -10,6 +10,7 @@ by a task, and as watching a request that is answered at once would cost more th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import re
 import time
@@ -47,6 +48,8 @@ class Wire(Protocol):
 
 
 WATCH_AFTER = 0.02  # seconds: a client that went away is noticed so much later at most
+MOST_DISCARDED = 256 * 1024 * 1024  # bytes of a body that is refused, and read all the same
+DISCARD_SECONDS, DISCARD_PAUSE = 5.0, 0.5  # for all of it, and for the next piece
 GONE = 499  # what is recorded of a client that went away, as nginx does
 _PING = b":\n\n"
 _ID = re.compile(rb"[A-Za-z0-9_.:+=/-]{1,128}")
@@ -129,14 +132,14 @@ class Exchange:
             raise Refusal(415, "the body must not be compressed: leave out content-encoding", close=True)
         length = self.headers.get("content_length")
         if length is not None and length.isdigit() and int(length[:20]) > most:
-            raise self._too_large()
+            raise await self._too_large(more=True)
         message = await self._receive()
         if not message.get("more_body"):
             if message["type"] == "http.disconnect":
                 raise self._left()
             first: bytes = message.get("body", b"")
             if len(first) > most:
-                raise self._too_large()
+                raise await self._too_large(more=False)
             return first
         pieces, size = [], 0
         while True:
@@ -144,7 +147,7 @@ class Exchange:
             pieces.append(piece)
             size += len(piece)
             if size > most:
-                raise self._too_large()
+                raise await self._too_large(more=bool(message.get("more_body")))
             if not message.get("more_body"):
                 return b"".join(pieces)
             try:
@@ -156,9 +159,32 @@ class Exchange:
             if message["type"] == "http.disconnect":
                 raise self._left()
 
-    def _too_large(self) -> Refusal:
+    async def _too_large(self, *, more: bool) -> Refusal:
+        if more:
+            await self.discard()
         text = f"the body is larger than {self.options.body_bytes} bytes"
         return Refusal(413, text, code="request_too_large", close=True)
+
+    async def discard(self) -> None:
+        """Read on for a while what is left of a body that is refused. Most clients look for an answer only when they
+        have sent all of it, and take for a broken connection what is closed before that."""
+        length = self.headers.get("content_length", b"")
+        endless = length.isdigit() and int(length[:20]) > MOST_DISCARDED
+        if endless or b"expect" in (name for name, _ in self.scope["headers"]):
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DISCARD_SECONDS):
+                await self._discard()
+
+    async def _discard(self) -> None:
+        size, more = 0, True
+        while more and size <= MOST_DISCARDED:
+            async with asyncio.timeout(DISCARD_PAUSE):
+                message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise self._left()
+            size += len(message.get("body", b""))
+            more = bool(message.get("more_body"))
 
     def _left(self) -> asyncio.CancelledError:
         self._gone = True
@@ -225,7 +251,8 @@ class Exchange:
 
     async def plain(self, status: int, body: bytes, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Send a whole answer of another type."""
-        await self._reply(status, body, [(b"content-length", b"%d" % len(body)), *headers])
+        length = [(b"content-length", b"%d" % len(body))] if status != 204 else []  # RFC 9110, 8.6
+        await self._reply(status, body, [*length, *headers])
 
     async def _reply(self, status: int, body: bytes, pairs: Pairs) -> None:
         self.status = status

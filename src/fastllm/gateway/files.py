@@ -57,6 +57,7 @@ class Files:
             raise Refusal(400, f"there are {MOST_FILES} files already: delete some", code="too_many_files", close=True)
         most = min(self._most_bytes, self._tenant_bytes - used)
         if most <= 0:
+            await exchange.discard()
             text = f"all files together have {self._tenant_bytes} bytes already: delete some"
             raise Refusal(413, text, code="no_room", close=True)
         path, file = await asyncio.to_thread(self.store.incoming, tenant.id)
@@ -195,7 +196,7 @@ def query_of(exchange: Exchange) -> dict[str, str]:
     """Give the parameters of the URL; of one that is given twice the last."""
     text = exchange.scope.get("query_string", b"").decode("latin-1")
     try:
-        return {name: values[-1] for name, values in parse_qs(text, max_num_fields=50).items()}
+        return {name: values[-1] for name, values in parse_qs(text, keep_blank_values=True, max_num_fields=50).items()}
     except ValueError:
         raise Refusal(400, "the URL has too many parameters", code="invalid_query") from None
 
@@ -211,7 +212,7 @@ def limit_of(query: dict[str, str], *, usual: int, most: int) -> int:
 def page(entries: list[dict[str, object]], after: str | None, limit: int) -> bytes:
     """Give a page of a list: what comes behind the entry `after`."""
     start = 0
-    if after is not None:
+    if after:
         start = next((index + 1 for index, entry in enumerate(entries) if entry["id"] == after), -1)
         if start < 0:
             raise Refusal(400, f"after: there is no {after[:50]!r}", param="after", code="invalid_value")

@@ -186,7 +186,7 @@ class Inbound(asyncio.Protocol):
             self,
             self._scope(version, parser.get_method().decode("ascii")),
             keep_alive=version != "1.0" and parser.should_keep_alive(),
-            expects=self._expects,
+            expects=self._expects and version != "1.0",  # RFC 9110, 10.1.1: it knows no interim answers
         )
         turn.scope[WIRE] = turn
         self._reading = turn

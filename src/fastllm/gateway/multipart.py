@@ -116,18 +116,23 @@ async def read_form(exchange: Exchange, receive: Receive, file: BinaryIO, most_b
         raise Refusal(415, "send a form: content-type multipart/form-data, with a part `file`", close=True)
     length = exchange.headers.get("content_length", b"")
     if length.isdigit() and int(length[:20]) > most_bytes + MOST_FIELDS + WRITTEN_AT_ONCE:
+        await exchange.discard()
         raise too_large(most_bytes)
     reading = _Reading(most_bytes)
     calls = {name: getattr(reading, name) for name in dir(reading) if name.startswith("on_")}
+    more = True
     try:
         parser = MultipartParser(boundary, calls)  # type: ignore[arg-type]
-        more = True
         while more:
             data, more = await _next(receive, exchange.options.body_seconds)
             parser.write(data)
             if reading.gathered >= WRITTEN_AT_ONCE:
                 await asyncio.to_thread(file.write, reading.taken())
         parser.finalize()
+    except Refusal as refusal:
+        if more and refusal.status == 413:
+            await exchange.discard()
+        raise
     except FormParserError:
         raise _bad("the body is no valid multipart form") from None
     if not reading.whole:

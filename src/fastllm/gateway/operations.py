@@ -24,13 +24,15 @@ from ..policy.pricing import Price
 from ..policy.purse import Purse, answers_asked
 from ..policy.tokens import START_RATIO
 from ..providers.sse import written
-from ..types import CHAT, COMPLETIONS, Chunk, Request, Response
+from ..types import CHAT, COMPLETIONS, RESPONSES, Chunk, Request, Response
 from .asking import Asked, asked_of, attempts_left, timeout_for
 from .auth import Admission, Admissions, Tenant
 from .config import GatewayOptions
 from .exchange import Exchange, header_value
 from .faces import Pairs, Refusal
 from .record import Record
+from .response_store import ResponseStore
+from .responses import Continuation
 
 MOST_WRITTEN = 16 * 1024  # bytes of events in one write
 DONE = b"data: [DONE]\n\n"
@@ -42,6 +44,7 @@ class Gate(Protocol):
 
     options: GatewayOptions
     admissions: Admissions | None
+    responses: ResponseStore | None
 
     @property
     def attempts(self) -> int: ...
@@ -93,17 +96,21 @@ async def operate(gate: Gate, exchange: Exchange, tenant: Tenant, path: str, mod
     if timeout is not UNSET:
         request = msgspec.structs.replace(request, timeout=timeout)
     exchange.watch()
-    permit = NO_PERMIT
+    permit, continuation = NO_PERMIT, None
     try:
+        if path == RESPONSES and gate.responses is not None:
+            continuation = Continuation(gate.responses, engine, tenant, request)
+            await continuation.begin()
+            request, engine = continuation.request, continuation.engine
         endpoints = known(engine, request.model) or await _made_known(engine, request.model)
         _shed(gate.options, engine, endpoints[0], request)
         if gate.admissions is not None and tenant.key is not None:
             permit = _Permit(_admitted(gate.admissions, tenant, endpoints, request))
         if request.stream:
             asked.request = request
-            await _streamed(exchange, engine, asked, permit, record)
+            await _streamed(exchange, engine, asked, permit, record, continuation)
         else:
-            await _whole(exchange, engine, request, permit, record)
+            await _whole(exchange, engine, request, permit, record, continuation)
     finally:
         exchange.unwatch()
         permit.release()
@@ -165,9 +172,18 @@ def _purse(price: Price) -> Purse:
     return Purse(_NO_BUDGET, price)
 
 
-async def _whole(exchange: Exchange, engine: Engine, request: Request, permit: _Permit, record: Record) -> None:
+async def _whole(
+    exchange: Exchange,
+    engine: Engine,
+    request: Request,
+    permit: _Permit,
+    record: Record,
+    continuation: Continuation | None,
+) -> None:
     response = await engine.execute(request)
     permit.settle(response.usage, response.cost)
+    if continuation is not None:
+        response = await continuation.answered(response)
     seconds = time.monotonic() - exchange.began
     _note(record, response)
     record.first_byte = seconds
@@ -192,7 +208,9 @@ def _note(record: Record, response: Response) -> None:
     record.usage, record.cost = response.usage, response.cost
 
 
-async def _streamed(exchange: Exchange, engine: Engine, asked: Asked, permit: _Permit, record: Record) -> None:
+async def _streamed(
+    exchange: Exchange, engine: Engine, asked: Asked, permit: _Permit, record: Record, continuation: Continuation | None
+) -> None:
     stream = await engine.stream(asked.request)
     record.first_byte = time.monotonic() - exchange.began
     record.overhead = max(0.0, record.first_byte - stream.latency)
@@ -200,7 +218,7 @@ async def _streamed(exchange: Exchange, engine: Engine, asked: Asked, permit: _P
     cache = "hit" if stream.cached else "miss" if engine.cache is not None else "off"
     try:
         await exchange.begin(_told(stream.endpoint, stream.attempts, cache, record.overhead) + permit.headers())
-        await _pass_on(exchange, engine, stream, asked)
+        await _pass_on(exchange, engine, stream, asked, continuation)
     finally:
         await stream.aclose()
         _settle(stream, permit, record, engine, asked.request)
@@ -227,10 +245,14 @@ def _settle(stream: Stream, permit: _Permit, record: Record, engine: Engine, req
     permit.settle(usage, cost)
 
 
-async def _pass_on(exchange: Exchange, engine: Engine, stream: Stream, asked: Asked) -> None:
+async def _pass_on(
+    exchange: Exchange, engine: Engine, stream: Stream, asked: Asked, continuation: Continuation | None
+) -> None:
     """Write each event as soon as it is there. While the client does not read, neither do we."""
     seconds = exchange.options.write_seconds
     while chunks := await stream.take():
+        if continuation is not None:
+            chunks = await continuation.told(chunks, stream.endpoint)
         framed = _framed(chunks, hide_usage=asked.hide_usage)
         chunks.clear()  # they take ten times the room of what is to be written
         for events in framed:

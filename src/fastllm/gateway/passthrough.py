@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from ..engine.endpoint import Endpoint
@@ -29,7 +29,7 @@ METHODS = frozenset(("GET", "POST", "PUT", "PATCH", "DELETE"))
 _NOTHING = Estimate(0.0, 0.0, 0.0)  # what a request takes of a limit in tokens: nobody knows
 _SEGMENT = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=:-]|%[0-9A-Fa-f]{2})*")
 _MISREAD = re.compile(rb"[\x00-\x1f\x7f/\\@%?#]")  # what nobody may read in a segment when he has decoded it
-_QUERY = re.compile(rb"[!-~]*")
+_QUERY = re.compile(rb"[!\"$-~]*")  # no #, behind which nobody would look for more
 _KEYS = frozenset((b"key", b"api_key", b"api-key", b"apikey", b"access_token", b"token", b"$key"))
 
 _OF_A_CONNECTION = (
@@ -51,9 +51,17 @@ _NOT_TOLD = frozenset(
     (
         f"{_OF_A_CONNECTION} set-cookie set-cookie2 content-encoding server date via alt-svc nel report-to "
         "strict-transport-security openai-organization openai-project anthropic-organization-id "
-        "clear-site-data content-security-policy www-authenticate x-request-id refresh public-key-pins"
+        "clear-site-data content-security-policy x-content-type-options www-authenticate x-request-id refresh "
+        "public-key-pins"
     ).split()
 )
+# What a client may say for itself; everything else of the endpoint's own headers stands.
+_CLIENTS = frozenset(("accept", "content-type", "user-agent", "anthropic-version", "anthropic-beta"))
+# An answer is no page of ours: whatever it is, a browser runs nothing of it with our origin.
+_HARMLESS: Pairs = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"content-security-policy", b"default-src 'none'; sandbox"),
+]
 _NEVER_TOLD = re.compile(r"proxy-|x-fastllm-|access-control-|cf-|.*ratelimit|.*(?:api-?key|secret|cookie)")
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
@@ -84,13 +92,13 @@ class Passthrough:
             raise Refusal(405, text, code="method_not_allowed", headers={"allow": allowed}, close=True)
         endpoint = self._endpoint = self._endpoint or self._make()
         url = url_below(endpoint.target.base_url, self._rest(scope), scope.get("query_string", b""))
-        headers = sent_headers(scope["headers"]).merged(endpoint.target.headers)
         body = await exchange.body()
+        headers = sent_headers(scope["headers"], endpoint.target.headers, has_body=bool(body))
         request = HTTPRequest(url=url, body=body, headers=headers, method=exchange.method, redirects=False)
         admission = self._admitted(tenant, body)
         exchange.watch()
         try:
-            await self._pass(exchange, endpoint, request, admission, send)
+            await pass_on(self._name, self._engine(), endpoint, request, exchange, admission, send)
         finally:
             exchange.unwatch()
             if admission is not None:
@@ -111,62 +119,71 @@ class Passthrough:
             return None
         return admissions.admit(tenant.key, len(body) * START_RATIO + FIRST_ANSWER, None)
 
-    async def _pass(
-        self, exchange: Exchange, endpoint: Endpoint, request: HTTPRequest, admission: Admission | None, send: Send
-    ) -> None:
-        engine, limiter = self._engine(), endpoint.limiter
-        try:
-            async with asyncio.timeout(exchange.options.queue):
-                permit = await limiter.acquire(_NOTHING)
-        except TimeoutError:
-            text = f"no turn at {self._name} within {exchange.options.queue:g} s"
-            raise Refusal(429, text, code="queue_timeout", retry_after=limiter.outlook(_NOTHING)) from None
-        failure: LLMError | None = None
-        answer: HTTPStream | None = None
-        try:
-            answer = await engine.transport.open(request, engine.timeout)
-            if answer.status == 401:  # whatever it says, it is our key that it says it of
-                raise Refusal(502, f"{self._name} refuses this server's key", code="upstream_authentication")
-            latency = engine.clock.now() - permit.sent
-            if answer.status == 429:
-                hints = read_hints(answer.headers, engine.clock.time(), endpoint.limit_names)
-                limiter.refused(permit, hints.retry_after)
-            elif answer.status >= 500:
-                limiter.failed(permit, answered=True)
-            else:
-                limiter.answered(permit, latency)
-            await self._answer(exchange, answer, send)
-        except LLMError as error:
-            endpoint.cleanse(error)
-            error.endpoint, error.attempts = self._name, 1
-            failure = error if isinstance(error, APIConnectionError) else None
-            raise
-        finally:
-            if answer is not None:
-                if admission is not None:
-                    admission.settle(None, None)
-                await answer.aclose()
-            endpoint.ended(permit, failure)
-
-    async def _answer(self, exchange: Exchange, answer: HTTPStream, send: Send) -> None:
-        """Send an answer on, piece by piece. While the client does not read, neither do we."""
-        headers = told_headers(answer.headers, answer.status)
-        headers.append((b"x-fastllm-provider", header_value(self._name)))
-        headers += [(name, exchange.request_id.encode()) for name in (b"x-request-id", b"x-fastllm-request-id")]
-        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-        seconds = exchange.options.write_seconds
-        async for piece in answer:
-            try:
-                async with asyncio.timeout(seconds) as limit:
-                    await send({"type": "http.response.body", "body": piece, "more_body": True})
-            except TimeoutError:
-                if limit.expired():
-                    await exchange.abort()
-                raise
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
     def __repr__(self) -> str:
         return f"<Passthrough {self._name} {self._endpoint!r}>"
+
+
+async def pass_on(
+    name: str,
+    engine: Engine,
+    endpoint: Endpoint,
+    request: HTTPRequest,
+    exchange: Exchange,
+    admission: Admission | None,
+    send: Send,
+) -> None:
+    """Send a request to an endpoint in its turn, and its answer to the client. Raises an LLMError, or Refusal."""
+    limiter = endpoint.limiter
+    try:
+        async with asyncio.timeout(exchange.options.queue):
+            permit = await limiter.acquire(_NOTHING)
+    except TimeoutError:
+        text = f"no turn at {name} within {exchange.options.queue:g} s"
+        raise Refusal(429, text, code="queue_timeout", retry_after=limiter.outlook(_NOTHING)) from None
+    failure: LLMError | None = None
+    answer: HTTPStream | None = None
+    try:
+        answer = await engine.transport.open(request, engine.timeout)
+        if answer.status == 401:  # whatever it says, it is our key that it says it of
+            raise Refusal(502, f"{name} refuses this server's key", code="upstream_authentication")
+        latency = engine.clock.now() - permit.sent
+        if answer.status == 429:
+            hints = read_hints(answer.headers, engine.clock.time(), endpoint.limit_names)
+            limiter.refused(permit, hints.retry_after)
+        elif answer.status >= 500:
+            limiter.failed(permit, answered=True)
+        else:
+            limiter.answered(permit, latency)
+        await _answer(name, exchange, answer, send)
+    except LLMError as error:
+        endpoint.cleanse(error)
+        error.endpoint, error.attempts = name, 1
+        failure = error if isinstance(error, APIConnectionError) else None
+        raise
+    finally:
+        if answer is not None:
+            if admission is not None:
+                admission.settle(None, None)  # not before the end: it gives back the key's place
+            await answer.aclose()
+        endpoint.ended(permit, failure)
+
+
+async def _answer(name: str, exchange: Exchange, answer: HTTPStream, send: Send) -> None:
+    """Send an answer on, piece by piece. While the client does not read, neither do we."""
+    headers = told_headers(answer.headers, answer.status)
+    headers.append((b"x-fastllm-provider", header_value(name)))
+    headers += [(key, exchange.request_id.encode()) for key in (b"x-request-id", b"x-fastllm-request-id")]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    seconds = exchange.options.write_seconds
+    async for piece in answer:
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        except TimeoutError:
+            if limit.expired():
+                await exchange.abort()
+            raise
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def url_below(base_url: str, rest: bytes, query: bytes) -> str:
@@ -175,7 +192,9 @@ def url_below(base_url: str, rest: bytes, query: bytes) -> str:
     for index, segment in enumerate(segments):
         plain = unquote_to_bytes(segment)
         last = index == len(segments) - 1
-        if not _SEGMENT.fullmatch(segment) or _MISREAD.search(plain) or plain.strip(b" ") in (b".", b".."):
+        # What stands behind a ; is a parameter to some, who take `..;a` for `..`.
+        dots = plain.partition(b";")[0].strip(b" ") in (b".", b"..")
+        if not _SEGMENT.fullmatch(segment) or _MISREAD.search(plain) or dots or not _is_text(plain):
             raise _refused()
         if not segment and not last:
             raise _refused()
@@ -188,24 +207,38 @@ def url_below(base_url: str, rest: bytes, query: bytes) -> str:
     version = urlsplit(base).path.rpartition("/")[2]
     if version and re.fullmatch(r"v\d\w*", version) and (path == f"/{version}" or path.startswith(f"/{version}/")):
         path = path[len(version) + 1 :]
-    pairs = [pair for pair in query.split(b"&") if pair and _name_of(pair) not in _KEYS]
+    taken = _KEYS | {_name_of(pair) for pair in own.encode().split(b"&") if pair}
+    pairs = [pair for pair in query.split(b"&") if pair and _name_of(pair) not in taken]
     text = "&".join([*([own] if own else []), *(pair.decode("ascii") for pair in pairs)])
     return f"{base}{path}?{text}" if text else base + path
+
+
+def _is_text(plain: bytes) -> bool:
+    """False for what is no UTF-8, such as a dot in more bytes than it needs."""
+    try:
+        plain.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _name_of(pair: bytes) -> bytes:
     return unquote_to_bytes(pair.partition(b"=")[0]).strip().lower()
 
 
-def sent_headers(pairs: Iterable[tuple[bytes, bytes]]) -> Headers:
-    """Give the headers of a client that go on to the provider."""
+def sent_headers(pairs: Iterable[tuple[bytes, bytes]], own: Mapping[str, str], *, has_body: bool) -> Headers:
+    """Give the headers that go to the provider: the client's, as far as they may, and the endpoint's own."""
     found: dict[str, str] = {}
     for name, value in _outside(pairs):
-        if name in _NOT_SENT or _NEVER_SENT.match(name) or not value.isascii():
+        plain = name.replace("_", "-")  # which many servers take for the same
+        if plain in _NOT_SENT or _NEVER_SENT.match(plain) or not value.isascii():
             continue
         text = value.decode()
         found[name] = text if name not in found else f"{found[name]}, {text}"
-    return Headers(found)
+    more = {name: value for name, value in own.items() if name not in _CLIENTS or name not in found}
+    if not has_body:
+        more.pop("content-type", None)
+    return Headers(found).merged(more)
 
 
 def told_headers(pairs: Iterable[tuple[bytes, bytes]], status: int) -> Pairs:
@@ -216,6 +249,7 @@ def told_headers(pairs: Iterable[tuple[bytes, bytes]], status: int) -> Pairs:
         for name, value in _outside(pairs)
         if name not in _NOT_TOLD and not _NEVER_TOLD.match(name)
     ]
+    told += _HARMLESS
     names = [name.lower() for name, _ in pairs]
     plain = b"content-encoding" not in names and b"transfer-encoding" not in names
     lengths = [value for name, value in pairs if name.lower() == b"content-length"]

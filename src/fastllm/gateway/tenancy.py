@@ -21,9 +21,9 @@ class Tenancy:
     """Opens the file (None: the usual one) and all in it. It is the app's `admissions`, and `add` a listener."""
 
     def __init__(self, path: str | Path | None = None) -> None:
-        self._database = Database(path)
-        self.store = KeyStore(self._database)
-        self.tenants = Tenants(self._database)
+        self.database = Database(path)
+        self.store = KeyStore(self.database)
+        self.tenants = Tenants(self.database)
         self.usage = UsageLog(path)
 
     def keys(self, master: Keys | None, namespace: str = "") -> Keys | None:
@@ -67,7 +67,7 @@ class Tenancy:
         self.tenants.close()
         self.usage.close()
         self.store.close()
-        self._database.close()
+        self.database.close()
 
     def __repr__(self) -> str:
         return f"<Tenancy {self.store!r}>"

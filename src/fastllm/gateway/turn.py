@@ -54,7 +54,7 @@ class Turn:
     """One request. `left` once its client has gone, `complete` once its answer is written."""
 
     __slots__ = (
-        "_chunked", "_event", "_expects", "_line", "_missing", "_on_leave", "_pieces", "_told", "complete",
+        "_bare", "_chunked", "_event", "_expects", "_line", "_missing", "_on_leave", "_pieces", "_told", "complete",
         "keep_alive", "left", "more", "scope", "size", "started", "task",
     )  # fmt: skip
 
@@ -71,6 +71,7 @@ class Turn:
         self._event: asyncio.Event | None = None
         self._on_leave: Callable[[], None] | None = None
         self._chunked: bool | None = None
+        self._bare = False  # HTTP/1.0 knows no chunks (RFC 9112, 6.1): a body without a length ends with the connection
         self._missing = 0  # bytes of the answer that were promised
         self.started = self.complete = self.left = False
 
@@ -217,6 +218,8 @@ class Turn:
             pieces.append(b"connection: close\r\n")
         if self.scope["method"] == "HEAD" or status in _WITHOUT_BODY:
             self._missing, self._chunked = 0, None
+        elif self._chunked is None and self.scope["http_version"] == "1.0":
+            self._bare = True
         elif self._chunked is None:
             self._chunked = True
             pieces.append(b"transfer-encoding: chunked\r\n")
@@ -231,6 +234,8 @@ class Turn:
             self._missing -= len(body)
             if self._missing < 0 or (self._missing and not more):
                 raise RuntimeError("the answer has not the length that it promised")
+            self._line.write(body)
+        elif self._bare:
             self._line.write(body)
         if not more:
             self._complete()

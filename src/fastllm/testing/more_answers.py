@@ -74,7 +74,7 @@ def _response(ask: Ask, text: str, prompt: int, completion: int, reason: str) ->
         "top_p": 1.0,
         "usage": {
             "input_tokens": prompt,
-            "input_tokens_details": {"cached_tokens": 0},
+            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
             "output_tokens": completion,
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": prompt + completion,
@@ -115,9 +115,9 @@ def _response_events(done: dict[str, Any], text: str) -> Iterator[bytes]:
 def embeddings(ask: Ask) -> Answer:
     """Give unit vectors that follow from model and input alone."""
     given = ask.body.get("input")
-    one = isinstance(given, str) or (isinstance(given, list) and bool(given) and isinstance(given[0], int))
+    one = isinstance(given, str) or _are_tokens(given)
     inputs: list[Any] = [given] if one else given if isinstance(given, list) else []
-    if not inputs or any(not isinstance(item, str | list) or not item for item in inputs):
+    if not inputs or any(not item or not (isinstance(item, str) or _are_tokens(item)) for item in inputs):
         text = "'$.input' is invalid: it must be a non-empty string, or an array of such or of tokens."
         raise Refused(400, text, param="input")
     if len(inputs) > ask.config.max_inputs:
@@ -135,6 +135,10 @@ def embeddings(ask: Ask) -> Answer:
     usage = {"prompt_tokens": prompt, "total_tokens": prompt}
     body = encode({"object": "list", "data": data, "model": ask.model, "usage": usage})
     return Answer(Reply(body), prompt, 0, prompt)
+
+
+def _are_tokens(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value) and value != []
 
 
 _LEVELS = [(level - 127.5) / 127.5 for level in range(256)]
@@ -172,4 +176,10 @@ def moderations(ask: Ask) -> Answer:
 def _judged(flagged: bool) -> dict[str, Any]:
     categories = {name: flagged and name == "violence" for name in _CATEGORIES}
     scores = {name: 0.99 if bad else 0.01 for name, bad in categories.items()}
-    return {"flagged": flagged, "categories": categories, "category_scores": scores}
+    applied = {name: ["text"] for name in categories}
+    return {
+        "flagged": flagged,
+        "categories": categories,
+        "category_scores": scores,
+        "category_applied_input_types": applied,
+    }
