@@ -12,8 +12,13 @@ from typing import Any
 
 import pytest
 
+from fastllm.dashboard.board import Board
+from fastllm.dashboard.ended import Ended
+from fastllm.dashboard.reading import reading_of
 from fastllm.gateway.access import AccessLog
+from fastllm.gateway.app import OPERATIONS
 from fastllm.gateway.auth import MasterKey
+from fastllm.gateway.metrics import Metrics
 from fastllm.gateway.tenancy import Tenancy
 from fastllm.options import Retry, Timeout
 from fastllm.testing import FAULTS
@@ -64,22 +69,31 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene(folder: Path, caplog: pytest.LogCaptureFixture, **engine: Any) -> AsyncIterator[Scene]:
+async def scene(folder: Path, caplog: pytest.LogCaptureFixture, **options: Any) -> AsyncIterator[Scene]:
     """Open it; at the end, look through logs, files and reprs."""
     caplog.set_level(logging.DEBUG)
     tenancy = Tenancy(folder / "gateway.sqlite3")
     _, secret = tenancy.store.create("team", rpm=100_000)
-    more = {"api_key": UPSTREAM, "timeout": Timeout(first_byte=0.1, between_chunks=0.1, total=0.5, queue=1.0), **engine}
+    more = {
+        "api_key": UPSTREAM,
+        "timeout": Timeout(first_byte=0.1, between_chunks=0.1, total=0.5, queue=1.0),
+        **options,
+    }
     more["retry"] = Retry(attempts=2, base=0.001, cap=0.002, reset_base=0.001)
     log = AccessLog(str(folder / "access.log"))
     keys = tenancy.keys(MasterKey(MASTER))
-    async with served(keys=keys, app={"admissions": tenancy}, engine=more, queue=1.0) as gate:
-        gate.gateway.listeners = (*gate.gateway.listeners, tenancy.add, log)
+    async with served(keys=keys, app={"admissions": tenancy}, engine=more, metrics=Metrics(), queue=1.0) as gate:
+        ended = Ended(OPERATIONS)
+        gate.gateway.listeners = (*gate.gateway.listeners, tenancy.add, log, ended)
         found = Scene(gate, tenancy, folder, secret)
         yield found
         await gate.idle()
         metrics = await gate.get("/metrics", authorization=f"Bearer {MASTER}")
-        shown = [*found.shown(), metrics.body.decode()]
+        assert metrics.status == 200 and b"fastllm_requests_total" in metrics.body
+        engine = gate.engine
+        reading = reading_of(engine.snapshot(), engine.router.endpoints, engine.clock.now(), engine.clock.time())
+        dashboard = Board(ended.into(reading), "gateway", "1").data()
+        shown = [*found.shown(), metrics.body.decode(), dashboard.decode()]
     log.close()
     tenancy.close()
     written = [(folder / name).read_bytes().decode("latin-1") for name in names_in(folder)]

@@ -20,8 +20,11 @@ from fastllm.gateway.beside import Beside
 from fastllm.gateway.catalog import Catalog
 from fastllm.gateway.config import GatewayOptions
 from fastllm.gateway.database import Database
+from fastllm.gateway.keys import KeyStore
+from fastllm.gateway.keys_api import KeysAPI
 from fastllm.gateway.record import Record
 from fastllm.gateway.server import Server
+from fastllm.gateway.tenants import Tenants
 from fastllm.options import Retry
 from fastllm.testing import MockConfig, MockServer
 
@@ -88,6 +91,9 @@ async def opened(
         )
         database = Database(folder / "gateway.sqlite3")
         beside = Beside(gateway, engine_options, database)
+        store, tenants = KeyStore(database), Tenants(database, thread=False)
+        for prefix in ("", "/v1"):
+            gateway.mounts[f"{prefix}/keys"] = KeysAPI(store, tenants)
         batches = beside.batches
         assert batches is not None
         batches.runner.grace, batches.runner.poll = 0.05, 0.02
@@ -109,6 +115,8 @@ async def opened(
             await asyncio.wait([running])
             await beside.__aexit__()
             await gateway.engine.aclose()
+            tenants.close()
+            store.close()
             database.close()
 
 

@@ -20,6 +20,7 @@ from ..gateway.app import OPERATIONS, Gateway
 from ..gateway.beside import Beside
 from ..gateway.crew import Member
 from ..gateway.exchange import ASGI
+from ..gateway.keys_api import PATH as KEYS, KeysAPI
 from ..gateway.metrics import Metrics
 from ..gateway.record import Listener
 from ..gateway.server import Server
@@ -83,6 +84,8 @@ class Serving:
             server = Server(gateway, app, listening=None if place is None else place.socket())
             server.on_signals(lambda: self._reload(gateway))
             beside = await stack.enter_async_context(Beside(gateway, setup.engine, tenancy.database))
+            for prefix in ("", "/v1"):
+                gateway.mounts[f"{prefix}{KEYS}"] = KeysAPI(tenancy.store, tenancy.tenants)
             shared = None
             if place is not None:
                 shared = Shared(place.folder_of("readings"), place.index)

@@ -29,7 +29,7 @@ from .stored_responses import StoredResponses
 logger = logging.getLogger("fastllm.gateway")
 
 SWEEP = 3600.0  # seconds between looks for files that have expired
-_TAKEN = frozenset(("batches", "dashboard", "files", "health", "metrics", "models", "v1"))
+_TAKEN = frozenset(("batches", "dashboard", "files", "health", "keys", "metrics", "models", "v1"))
 
 
 @runtime_checkable

@@ -50,6 +50,9 @@ _MODEL = {
 _READ: dict[str, Schema] = {"model": _MODEL, "stream": {"type": ["boolean", "null"]}}
 _INPUT: Schema = {"anyOf": [_TEXT, {"type": "array", "items": {}}]}
 
+_LIMIT: Schema = {"type": ["number", "null"], "minimum": 1, "maximum": 10**12}
+_USD: Schema = {"type": ["number", "null"], "minimum": 0, "maximum": 10**9}
+
 _SCHEMAS: dict[str, Schema] = {
     "Error": _object(
         ("error",),
@@ -117,10 +120,29 @@ _SCHEMAS: dict[str, Schema] = {
             "additionalProperties": {"type": "string", "maxLength": 512},
         },
     ),
+    "KeyRequest": {
+        **_object(
+            ("name",), name={"type": "string", "minLength": 1, "maxLength": 200, "pattern": "^[a-zA-Z0-9_.-]+$"},
+            models={"type": ["array", "null"], "items": {"type": "string", "minLength": 1}},
+            rpm=_LIMIT, tpm=_LIMIT, parallel={"type": ["integer", "null"], "minimum": 1, "maximum": 10**9},
+            budget_day=_USD, budget_month=_USD,
+            expires={"type": ["number", "null"], "description": "Seconds since 1970."},
+        ),
+        "additionalProperties": False,
+    },
+    "RotateRequest": {
+        **_object((), grace={"type": "number", "minimum": 0, "maximum": 31_000_000}), "additionalProperties": False,
+    },
+    "Key": _object(
+        ("id", "object", "name", "state", "created", "spent_day", "spent_month"),
+        id=_TEXT, object={"const": "key"}, name=_TEXT, state={"enum": ["valid", "expired", "revoked"]},
+        created={"type": "number"}, spent_day={"type": "number"}, spent_month={"type": "number"}, tail=_TEXT,
+        secret={"type": "string", "description": "In the answer that made it alone."},
+    ),
     "Deleted": _object(("id", "object", "deleted"), id=_TEXT, object=_TEXT, deleted={"const": True}),
     "Health": _object(("status",), status=_TEXT),
 }  # fmt: skip
-_LISTS = {"Models": "Model", "Files": "File", "Batches": "Batch"}
+_LISTS = {"Models": "Model", "Files": "File", "Batches": "Batch", "Keys": "Key"}
 
 
 def _path(name: str) -> Schema:
@@ -183,6 +205,11 @@ OPERATIONS = (
     Operation("/v1/batches", "get", "List batches, the newest first", "Batches", query=(_LIMIT_100, _AFTER)),
     Operation("/v1/batches/{batch_id}", "get", "Tell of a batch", "Batch"),
     Operation("/v1/batches/{batch_id}/cancel", "post", "Cancel a batch", "Batch"),
+    Operation("/v1/keys", "post", "Make a key for a client; the master key alone may", "Key", "KeyRequest"),
+    Operation("/v1/keys", "get", "List keys and what they have spent", "Keys", query=(_query("all", type="boolean"),)),
+    Operation("/v1/keys/{key_id}", "get", "Tell of a key", "Key"),
+    Operation("/v1/keys/{key_id}", "delete", "Revoke a key for good", "Key"),
+    Operation("/v1/keys/{key_id}/rotate", "post", "Give a key a new secret", "Key", "RotateRequest"),
     *(
         Operation(f"{_DEPLOYMENT}{path}", "post", f"Azure's path of {path}", gives, takes, streams=streams)
         for path, takes, gives, streams in (
