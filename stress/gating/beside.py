@@ -18,16 +18,26 @@ _BOUNDARY = "stress"
 
 
 async def run(given: argparse.Namespace) -> bool:
-    """Compare chat's p99 alone with that beside the batch; true where it is at most half as much again."""
-    seconds = given.seconds
-    async with provider(LATENCY) as upstream:
+    """Compare chat's p99 alone with that beside the batch, where latencies vary, and where all are the same and slots come
+    free in step; true where it is at most half as much again."""
+    kept = [await _compared(given.seconds, spread) for spread in (0.5, 0.0)]
+    return all(kept)
+
+
+async def _compared(seconds: float, spread: float) -> bool:
+    print(
+        f"answers take {LATENCY * (1 - spread):g} to {LATENCY * (1 + spread):g} s"
+        if spread
+        else f"answers take {LATENCY:g} s"
+    )
+    async with provider(LATENCY, spread) as upstream:
         with serving(Plan(base_url=upstream.base_url, concurrency=SLOTS, beside=True)) as gateway:
             caller = Caller(gateway.port, gateway.secret)
             await caller.at_rate(RATE, 1.0)
             alone = [one.seconds for one in await caller.at_rate(RATE, seconds) if one.status == 200]
             rows = int(2 * SLOTS / LATENCY * (seconds + 5.0))
             await _begin(gateway.port, gateway.secret, rows)
-            while len(upstream.in_flight) < SLOTS - 1:  # noqa: ASYNC110
+            while len(upstream.in_flight) < SLOTS * 3 // 4:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
             before = upstream.answered
             together = [one.seconds for one in await caller.at_rate(RATE, seconds) if one.status == 200]

@@ -32,8 +32,9 @@ BURST = 64  # events that an endless stream writes at once
 class Provider:
     """Counts. `closed` has the moment at which the connection of a request under way was lost, by its number."""
 
-    def __init__(self, latency: float) -> None:
+    def __init__(self, latency: float, spread: float) -> None:
         self.latency = latency
+        self.spread = spread
         self.random = random.Random(7)
         self.in_flight: set[int] = set()
         self.connections = 0
@@ -83,7 +84,7 @@ class _Connection(asyncio.Protocol):
             self._transport.write(_HEAD + _CHUNK)
             self._go_on()
         elif provider.latency:
-            seconds = provider.latency * provider.random.uniform(0.5, 1.5)
+            seconds = provider.latency * provider.random.uniform(1.0 - provider.spread, 1.0 + provider.spread)
             self._timer = self._loop.call_later(seconds, self._whole)
         else:
             self._whole()
@@ -124,9 +125,9 @@ class _Connection(asyncio.Protocol):
 
 
 @asynccontextmanager
-async def provider(latency: float = 0.0) -> AsyncIterator[Provider]:
+async def provider(latency: float = 0.0, spread: float = 0.5) -> AsyncIterator[Provider]:
     """Serve on a free loopback port until the block ends."""
-    made = Provider(latency)
+    made = Provider(latency, spread)
     server = await asyncio.get_running_loop().create_server(lambda: _Connection(made), "127.0.0.1", 0, backlog=4096)
     made.port = server.sockets[0].getsockname()[1]
     try:

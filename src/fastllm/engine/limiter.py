@@ -4,6 +4,8 @@ State is one queue per priority, the ledgers, and what the Learner and the Break
 - A slot, a request and its tokens are taken together or not at all.
 - Within a priority, strictly first come, first served: nobody overtakes a large request that waits for tokens.
 - Interactive requests (priority 0) go before batch ones, but every SHARE-th grant goes to a waiting batch request.
+- While there are interactive requests, batch ones leave them as many slots as they lately used at once, up to a fourth
+  (an eighth while it is being found out how many slots there are), so that who talks need not wait for a row's end.
 - Every Permit is released exactly once; releasing twice is harmless.
 - One timer stands for the head of the queue; nothing ever loops over the waiters, except to fail them all.
 - A key that was refused for good (`condemn`) admits nobody until its time is up, then one; whoever waits is told at
@@ -31,6 +33,9 @@ from ..policy.window import WINDOW, Entry
 from .meters import Part, Slots, meters_of
 
 SHARE = 8
+SPARED = "spared"  # what holds batch requests back while others talk
+TALK = 60.0  # seconds for which room is kept after somebody talked
+FADE = 5.0  # seconds until one slot less is kept than was used at most
 TRIAL = "trial"  # what holds requests back while one finds out whether the key is still refused
 STARVING = 60.0  # seconds after which a batch request whose turn it is lets nobody pass
 PROOF = 0.25  # seconds for which a batch's first attempt goes alone: a refused key answers sooner than a model
@@ -48,6 +53,7 @@ class Permit(Attempt, eq=False):
     prompt: float = 0.0
     _limiter: Limiter | None = None
     more: tuple[Entry, ...] = ()
+    talks: bool = False  # it is no batch's
     money: Reservation | None = None
 
     def settle(self, actual: float, prompt: float | None = None) -> None:
@@ -89,6 +95,8 @@ class Permit(Attempt, eq=False):
         limiter, self._limiter = self._limiter, None
         if limiter is not None:
             limiter.in_flight -= 1
+            if self.talks:
+                limiter._talking -= 1
             if limiter._slots is not None:
                 limiter._slots.in_use -= 1
             if limiter._queues[0] or limiter._queues[1]:
@@ -123,9 +131,9 @@ class Limiter:
 
     __slots__ = (
         "_clock", "_condemned", "_count", "_first", "_grants", "_held", "_held_since", "_hurried", "_largest",
-        "_limits", "_more", "_next_at", "_on_trial", "_parked", "_proven", "_queues", "_slots", "_timer",
-        "_turn_since", "_uneasy", "_until", "breaker", "in_flight", "learner", "news_at", "parked_why", "parts",
-        "wanting",
+        "_limits", "_more", "_next_at", "_on_trial", "_parked", "_proven", "_queues", "_slots", "_spared",
+        "_spared_at", "_talked_at", "_talking", "_timer", "_turn_since", "_uneasy", "_until", "breaker",
+        "in_flight", "learner", "news_at", "parked_why", "parts", "wanting",
     )  # fmt: skip
 
     def __init__(self, limits: Limits, clock: Clock, *, ceiling: int = _CEILING, shared: bool = False) -> None:
@@ -143,6 +151,9 @@ class Limiter:
         self.wanting: Callable[[], None] | None = None  # called when the next request waits for a larger part
         self._queues: tuple[deque[_Waiter], deque[_Waiter]] = (deque(), deque())
         self._grants = self._count = 0
+        self._talking = 0  # interactive attempts in flight
+        self._spared = 0  # slots that are kept for them, as seen at `_spared_at`
+        self._spared_at, self._talked_at = 0.0, -INF
         self._turn_since = INF  # when a batch request's turn came that does not fit
         self._hurried = INF  # the least patience of anybody who ever waited
         self._parked = self._until = self._next_at = 0.0
@@ -232,7 +243,7 @@ class Limiter:
         if held:
             return None
         self._held = FREE
-        return self._grant(now, need)
+        return self._grant(now, need, priority)
 
     def outlook(self, need: Estimate, priority: int = 0) -> float:
         """Give the seconds until a request that came now would probably be let in: 0 for at once, inf while the key or
@@ -259,6 +270,10 @@ class Limiter:
         slots = learner.slots
         if self.in_flight >= slots.limit or (slots.gap and now < self._next_at):
             return SLOTS
+        if priority and self._spared and now < self._talked_at + TALK:
+            spared = min(self._spared, slots.limit // (4 if slots.limit >= slots.ceiling else 8))
+            if self.in_flight - self._talking >= slots.limit - spared:
+                return SPARED
         if self._uneasy:
             if self._on_trial and self.in_flight:
                 return TRIAL
@@ -286,7 +301,17 @@ class Limiter:
             self._uneasy = False
         return when
 
-    def _grant(self, now: float, need: Estimate) -> Permit:
+    def _talks(self, now: float) -> None:
+        """One more talks: keep in mind how many do so at once, and little by little that it was fewer of late."""
+        self._talking += 1
+        at_once = self._talking + len(self._queues[0])
+        if at_once >= self._spared:
+            self._spared, self._spared_at = at_once, now
+        elif now > self._spared_at + FADE:
+            self._spared, self._spared_at = self._spared - 1, now
+        self._talked_at = now
+
+    def _grant(self, now: float, need: Estimate, priority: int) -> Permit:
         learner, held = self.learner, self._held
         requests, tokens = learner.requests, learner.tokens
         self.in_flight += 1
@@ -296,9 +321,12 @@ class Limiter:
         window = tokens.window
         token = window.add(now, need.tokens) if window.limit == INF else tokens.add(now, need.tokens, held == TOKENS)
         permit = Permit(
-            need.tokens, held, now, self.in_flight, request, token, requests.window.used, window.used, learner.count,
-            need.prompt, self,
+            need.tokens, SLOTS if held == SPARED else held, now, self.in_flight, request, token, requests.window.used,
+            window.used, learner.count, need.prompt, self,
         )  # fmt: skip
+        if not priority:
+            permit.talks = True
+            self._talks(now)
         if learner.slots.gap:
             self._next_at = max(self._next_at, now - _SLACK) + learner.slots.gap
         if self._more:
@@ -463,7 +491,7 @@ class Limiter:
             if not passing:
                 self._grants += 1
                 self._turn_since = INF
-            queue.popleft().future.set_result(self._grant(now, need))
+            queue.popleft().future.set_result(self._grant(now, need, 0 if queue is self._queues[0] else 1))
         self._held = FREE
 
     def asks(self) -> list[Ask]:
@@ -494,6 +522,8 @@ class Limiter:
         learner = self.learner
         if held == TRIAL:
             return INF
+        if held == SPARED:
+            return self._talked_at + TALK
         if held == SLOTS:
             since = self._held_since if self._held == SLOTS else now
             double = learner.slots.when(since, rates_known=learner.rates_known)
