@@ -18,8 +18,8 @@ _BOUNDARY = "stress"
 
 
 async def run(given: argparse.Namespace) -> bool:
-    """Compare chat's p99 alone with that beside the batch, where latencies vary, and where all are the same and slots come
-    free in step; true where it is at most half as much again."""
+    """Compare chat's p99 alone with that beside the batch, where latencies vary and where slots come free in step; true
+    where it is at most half as much again."""
     kept = [await _compared(given.seconds, spread) for spread in (0.5, 0.0)]
     return all(kept)
 
