@@ -15,7 +15,9 @@ counts = st.dictionaries(names, numbers)
 groups = st.dictionaries(
     names, st.builds(Group, requests=numbers, failed=numbers, latency=st.dictionaries(st.integers(0, 900), numbers))
 )
-limits = st.none() | st.builds(Limit, used=numbers.map(float), limit=numbers.map(float), source=st.just("told"))
+limits = st.none() | st.builds(
+    Limit, used=numbers.map(float), limit=numbers.map(float), source=st.sampled_from(["set", "told"])
+)
 endpoints = st.lists(
     st.builds(EndpointState, name=names, in_flight=numbers, slots=numbers, waiting=numbers, requests=limits),
     unique_by=lambda state: state.name,
@@ -54,7 +56,12 @@ def test_the_sum_is_the_same_in_any_order_and_changes_no_part(parts: list[Readin
         assert state.slots == sum(one.slots for one in same)
         known = [one.requests for one in same if one.requests is not None]
         assert (state.requests is None) == (not known)
-        assert state.requests is None or state.requests.limit == sum(one.limit for one in known)
+        if state.requests is not None:
+            assert state.requests.used == sum(one.used for one in known)
+            if {one.source for one in known} == {"set"}:
+                assert state.requests.limit == sum(one.limit for one in known)
+            elif {one.source for one in known} == {"told"}:
+                assert state.requests.limit == max(one.limit for one in known)
 
 
 def test_of_a_job_that_two_know_the_first_ones_word_holds() -> None:

@@ -32,6 +32,7 @@ COUNTED = (
     "cached_tokens",
 )
 PRESENT = ("in_flight", "waiting", "backing_off")
+SET = "set"  # the source of a limit that is the user's own
 
 
 class Group(msgspec.Struct, kw_only=True):
@@ -134,7 +135,7 @@ def _state(endpoint: Endpoint, now: float, wall: float) -> EndpointState:
 def _limit(ledger: Ledger, now: float) -> Limit | None:
     if ledger.limit is None:
         return None
-    source = "set" if ledger.limit == ledger.set_limit else "told" if ledger.told < INF else "found"
+    source = SET if ledger.limit == ledger.set_limit else "told" if ledger.told < INF else "found"
     return Limit(used=round(ledger.window.used_at(now), 1), limit=round(ledger.limit, 1), source=source)
 
 
@@ -149,11 +150,11 @@ def added(readings: Sequence[Reading]) -> Reading:
         for ours, theirs in ((total.models, one.models), (total.keys, one.keys)):
             for name, group in theirs.items():
                 _add_group(ours.setdefault(name, Group()), group)
-    states: dict[str, EndpointState] = {}
+    states: dict[str, list[EndpointState]] = {}
     for one in readings:
         for state in one.endpoints:
-            states[state.name] = _joined(states[state.name], state) if state.name in states else state
-    total.endpoints = list(states.values())
+            states.setdefault(state.name, []).append(state)
+    total.endpoints = [_joined(name, same) for name, same in states.items()]
     jobs: dict[str, JobState] = {}
     for one in readings:
         for job in one.jobs:
@@ -174,22 +175,27 @@ def _add_group(total: Group, more: Group) -> None:
     _add(total.latency, more.latency)
 
 
-def _joined(one: EndpointState, other: EndpointState) -> EndpointState:
-    """Give an endpoint as two processes that share it see it."""
+def _joined(name: str, states: Sequence[EndpointState]) -> EndpointState:
+    """Give an endpoint as the processes that share it see it."""
+    paces = [state.pace for state in states if state.pace is not None]
     return EndpointState(
-        name=one.name,
-        in_flight=one.in_flight + other.in_flight,
-        slots=one.slots + other.slots,
-        waiting=one.waiting + other.waiting,
-        requests=_both(one.requests, other.requests),
-        tokens=_both(one.tokens, other.tokens),
-        pace=None if one.pace is None and other.pace is None else (one.pace or 0.0) + (other.pace or 0.0),
-        state=one.state or other.state,
-        words=one.words or other.words,
+        name=name,
+        in_flight=sum(state.in_flight for state in states),
+        slots=sum(state.slots for state in states),
+        waiting=sum(state.waiting for state in states),
+        requests=_all_of([state.requests for state in states]),
+        tokens=_all_of([state.tokens for state in states]),
+        pace=sum(paces) if paces else None,
+        state=max((state.state for state in states), default=""),
+        words=max((state.words for state in states), default=""),
     )
 
 
-def _both(one: Limit | None, other: Limit | None) -> Limit | None:
-    if one is None or other is None:
-        return one or other
-    return Limit(used=one.used + other.used, limit=one.limit + other.limit, source=one.source)
+def _all_of(limits: Sequence[Limit | None]) -> Limit | None:
+    """Add up what is used. Of a limit that is set each process has a part; what a provider tells each is all of it."""
+    known = [limit for limit in limits if limit is not None]
+    if not known:
+        return None
+    sources = {limit.source for limit in known}
+    most = sum(limit.limit for limit in known) if sources == {SET} else max(limit.limit for limit in known)
+    return Limit(used=sum(limit.used for limit in known), limit=most, source=max(sources))
