@@ -101,20 +101,20 @@ class Appender:
 
     def _write_until_closed(self) -> None:
         due: float | None = None  # when what was written has to be synced
-        wrote = 0.0
         while True:
-            self._bell.wait(None if due is None else max(0.0, due - time.monotonic()))
-            if not self._closing and not self._tickets:
-                time.sleep(max(0.0, wrote + _GATHER - time.monotonic()))
-            self._bell.clear()
-            self._rung = False
+            if not (self._pending or self._closing or self._tickets):
+                self._rung = False  # from now on a put rings
+                if not self._pending:
+                    self._bell.wait(None if due is None else max(0.0, due - time.monotonic()))
+                self._bell.clear()
+                self._rung = True
             closing = self._closing
             tickets = [self._tickets.popleft() for _ in range(len(self._tickets))]
             try:
-                if self._pending:
+                wrote = bool(self._pending)
+                if wrote:
                     self._write()
-                    wrote = time.monotonic()
-                    due = wrote + self._interval if due is None else due
+                    due = time.monotonic() + self._interval if due is None else due
                 if due is not None and (closing or tickets or time.monotonic() >= due):
                     reached = self.written
                     _sync(self._fd)
@@ -125,10 +125,10 @@ class Appender:
                 raise
             for ticket in tickets:
                 ticket.set()
-            if closing:
-                if not self._pending:
-                    return
-                self._bell.set()
+            if closing and not self._pending:
+                return
+            if wrote and not (self._closing or self._tickets):
+                time.sleep(_GATHER)  # one wake-up for all that comes meanwhile: each costs the loop's thread its place
 
     def _write(self) -> None:
         marked = self._marked  # what is counted is among what is pending
