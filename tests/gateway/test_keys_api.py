@@ -65,7 +65,7 @@ async def test_a_key_is_made_used_rotated_and_revoked(tmp_path: Path) -> None:
         for good in (rotated["secret"], again["secret"]):
             assert (await client.ask("GET", "/v1/models", key=good))[0] == 200
 
-        status, revoked = await client.ask("DELETE", f"/keys/{made['id']}")
+        status, revoked = await client.ask("POST", f"/keys/{made['id']}/revoke")
         assert (status, revoked["state"]) == (200, "revoked")
         assert (await client.ask("GET", "/v1/models", key=again["secret"]))[0] == 401
         assert (await client.ask("GET", "/keys"))[1]["data"] == []
@@ -79,7 +79,7 @@ async def test_nobody_but_the_master_key_gets_near_them(tmp_path: Path) -> None:
             ("GET", "/keys"),
             ("POST", "/keys"),
             ("GET", f"/keys/{made['id']}"),
-            ("DELETE", f"/keys/{made['id']}"),
+            ("POST", f"/keys/{made['id']}/revoke"),
             ("POST", f"/v1/keys/{made['id']}/rotate"),
         ):
             status, said = await client.ask(method, path, {"name": "mine"}, key=made["secret"])
@@ -126,10 +126,12 @@ async def test_a_key_that_is_not_there_and_other_paths(tmp_path: Path) -> None:
         _, made = await client.ask("POST", "/keys", {"name": "team"})
         status, said = await client.ask("GET", "/keys/taem")
         assert status == 404 and "did you mean 'team'?" in said["error"]["message"]
-        status, said = await client.ask("DELETE", f"/keys/{made['secret']}")
+        status, said = await client.ask("POST", f"/keys/{made['secret']}/revoke")
         assert status == 404 and made["secret"] not in json.dumps(said)
-        assert (await client.ask("PUT", "/keys"))[0] == 405
+        for method, path in (("PUT", "/keys"), ("DELETE", "/keys/team"), ("GET", "/keys/team/revoke")):
+            assert (await client.ask(method, path))[0] == 405
         assert (await client.ask("POST", "/keys/team/rotate/x"))[0] == 404
         assert (await client.ask("POST", "/keys/team/rotate", {"grace": -1}))[0] == 400
         assert (await client.ask("POST", "/keys/team/rotate", {"seconds": 1}))[0] == 400
         assert (await client.ask("POST", "/keys", {"name": "team"}))[0] == 400
+        assert (await client.ask("GET", "/keys?all=yes"))[0] == 400

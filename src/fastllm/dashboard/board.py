@@ -179,7 +179,7 @@ def _sample(now: _Taken, before: _Taken, past: _Taken) -> list[float | None]:
         _rounded(p99),
         counts.get("in_flight", 0),
         counts.get("waiting", 0),
-        sum(endpoint.slots for endpoint in now.reading.endpoints),
+        sum(endpoint.slots for endpoint in now.reading.endpoints) or None,
     ]
 
 

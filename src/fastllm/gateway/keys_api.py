@@ -23,11 +23,13 @@ from .tenants import Spending, Tenants
 PATH = "/keys"
 _encode = msgspec.json.encode
 _object = msgspec.json.Decoder(dict[str, Any]).decode
+_WORDS = {"true": True, "false": False}
 _SECRET = ((b"cache-control", b"no-store"),)
 
 
 class KeysAPI:
-    """An ASGI app: POST and GET on /keys, GET and DELETE on /keys/{id or name}, POST on /keys/{id or name}/rotate."""
+    """An ASGI app: POST and GET on /keys, GET on /keys/{id or name}, POST on its /rotate and /revoke. One that is revoked is
+    still shown."""
 
     def __init__(self, store: KeyStore, tenants: Tenants, *, wall: Callable[[], float] = time.time) -> None:
         self._store = store
@@ -47,13 +49,12 @@ class KeysAPI:
             check_method(exchange, "GET", "POST")
             return await self._list(exchange)
         if len(parts) == 1:
-            if exchange.method == "DELETE":
-                return await self._revoke(exchange, parts[0])
-            check_method(exchange, "GET", "DELETE")
+            check_method(exchange, "GET")
             return await exchange.answer(200, _encode(await self._shown(await self._found(parts[0]))))
-        if len(parts) == 2 and parts[1] == "rotate":
+        if len(parts) == 2 and parts[1] in ("rotate", "revoke"):
             check_method(exchange, "POST")
-            return await self._rotate(exchange, parts[0])
+            change = self._rotate if parts[1] == "rotate" else self._revoke
+            return await change(exchange, parts[0])
         raise nowhere(exchange)
 
     async def _create(self, exchange: Exchange) -> None:
@@ -77,7 +78,10 @@ class KeysAPI:
         await exchange.answer(200, _encode(await self._shown(key)))
 
     async def _list(self, exchange: Exchange) -> None:
-        everything = query_of(exchange).get("all") in ("true", "1")
+        given = query_of(exchange).get("all", "false")
+        if given not in _WORDS:
+            raise Refusal(400, f"all must be true or false, not {given[:50]!r}", param="all", code="invalid_value")
+        everything = _WORDS[given]
         now = self._wall()
 
         def found() -> list[dict[str, Any]]:

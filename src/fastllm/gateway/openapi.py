@@ -50,7 +50,7 @@ _MODEL = {
 _READ: dict[str, Schema] = {"model": _MODEL, "stream": {"type": ["boolean", "null"]}}
 _INPUT: Schema = {"anyOf": [_TEXT, {"type": "array", "items": {}}]}
 
-_LIMIT: Schema = {"type": ["number", "null"], "minimum": 1, "maximum": 10**12}
+_LIMIT: Schema = {"type": ["number", "null"], "minimum": 1, "maximum": 10**15}
 _USD: Schema = {"type": ["number", "null"], "minimum": 0, "maximum": 10**9}
 
 _SCHEMAS: dict[str, Schema] = {
@@ -122,16 +122,16 @@ _SCHEMAS: dict[str, Schema] = {
     ),
     "KeyRequest": {
         **_object(
-            ("name",), name={"type": "string", "minLength": 1, "maxLength": 200, "pattern": "^[a-zA-Z0-9_.-]+$"},
+            ("name",), name={"type": "string", "minLength": 1, "maxLength": 200},
             models={"type": ["array", "null"], "items": {"type": "string", "minLength": 1}},
-            rpm=_LIMIT, tpm=_LIMIT, parallel={"type": ["integer", "null"], "minimum": 1, "maximum": 10**9},
+            rpm=_LIMIT, tpm=_LIMIT, parallel={"type": ["integer", "null"], "minimum": 1, "maximum": 10**15},
             budget_day=_USD, budget_month=_USD,
-            expires={"type": ["number", "null"], "description": "Seconds since 1970."},
+            expires={"type": ["number", "null"], "minimum": 1, "maximum": 10**11, "description": "Seconds since 1970."},
         ),
         "additionalProperties": False,
     },
     "RotateRequest": {
-        **_object((), grace={"type": "number", "minimum": 0, "maximum": 31_000_000}), "additionalProperties": False,
+        **_object((), grace={"type": "number", "minimum": 0, "maximum": 366 * 86_400}), "additionalProperties": False,
     },
     "Key": _object(
         ("id", "object", "name", "state", "created", "spent_day", "spent_month"),
@@ -169,6 +169,7 @@ class Operation(msgspec.Struct, frozen=True):
     kind: str = _JSON  # of what it takes
     streams: bool = False
     open: bool = False  # without a key
+    needs_body: bool = True  # where it takes one
     errors: str = "Error"
     query: tuple[Schema, ...] = ()
 
@@ -208,8 +209,8 @@ OPERATIONS = (
     Operation("/v1/keys", "post", "Make a key for a client; the master key alone may", "Key", "KeyRequest"),
     Operation("/v1/keys", "get", "List keys and what they have spent", "Keys", query=(_query("all", type="boolean"),)),
     Operation("/v1/keys/{key_id}", "get", "Tell of a key", "Key"),
-    Operation("/v1/keys/{key_id}", "delete", "Revoke a key for good", "Key"),
-    Operation("/v1/keys/{key_id}/rotate", "post", "Give a key a new secret", "Key", "RotateRequest"),
+    Operation("/v1/keys/{key_id}/revoke", "post", "End a key for good", "Key"),
+    Operation("/v1/keys/{key_id}/rotate", "post", "Give a key a new secret", "Key", "RotateRequest", needs_body=False),
     *(
         Operation(f"{_DEPLOYMENT}{path}", "post", f"Azure's path of {path}", gives, takes, streams=streams)
         for path, takes, gives, streams in (
@@ -249,7 +250,7 @@ def _operation(asked: Operation) -> Schema:
     if names or asked.query:
         found["parameters"] = [*map(_path, names), *asked.query]
     if asked.takes:
-        found["requestBody"] = {"required": True, "content": {asked.kind: {"schema": _ref(asked.takes)}}}
+        found["requestBody"] = {"required": asked.needs_body, "content": {asked.kind: {"schema": _ref(asked.takes)}}}
     if asked.open:
         found["security"] = []
     return found
