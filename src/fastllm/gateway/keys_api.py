@@ -28,7 +28,7 @@ _SECRET = ((b"cache-control", b"no-store"),)
 
 
 class KeysAPI:
-    """An ASGI app: POST and GET on /keys, GET on /keys/{id or name}, POST on its /rotate and /revoke. One that is revoked is
+    """An ASGI app: POST and GET on /keys, GET on /keys/{id or name}, POST on its /rotate and /revoke. A revoked one is
     still shown."""
 
     def __init__(self, store: KeyStore, tenants: Tenants, *, wall: Callable[[], float] = time.time) -> None:
