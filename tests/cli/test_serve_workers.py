@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fastllm.testing import MockConfig, MockServer, serve_in_thread
 from kits.gateway import KEY
-from kits.serve import FILE, command, data, post, serving, until
+from kits.serve import FILE, command, data, environment, post, serving, until
 
 HEADER = {"authorization": f"Bearer {KEY}"}
 
@@ -97,6 +100,45 @@ def test_sighup_reaches_all_and_sigterm_ends_all_even_where_the_first_one_is_kil
         others = children(process.pid)
         process.kill()
         until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in others))
+
+
+def test_a_sighup_before_all_serve_kills_nobody(tmp_path: Path, mock: MockServer) -> None:
+    keys = settled(tmp_path, mock)
+    line = [sys.executable, "-m", "fastllm.cli", "serve", "--workers", "2"]
+    process = subprocess.Popen(line, cwd=tmp_path, env=environment(**keys), stderr=subprocess.PIPE, text=True)
+    try:
+        until(lambda: len(children(process.pid)) == 2)
+        process.send_signal(signal.SIGHUP)
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("listening on")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+def test_nobody_is_let_in_any_more_while_the_last_requests_end(tmp_path: Path) -> None:
+    with serve_in_thread(MockConfig(api_key="upstream", latency=3.0)) as slow:
+        keys = settled(tmp_path, slow)
+        with serving(tmp_path, "--workers", "2", **keys) as (process, origin), ThreadPoolExecutor(1) as pool:
+            last = pool.submit(post, origin, "ours", **HEADER)
+            until(lambda: slow.stats.in_flight == 1)
+            process.send_signal(signal.SIGTERM)
+            until(lambda: refused(origin))
+            assert last.result()[0] == 200
+            assert process.wait(20) == 0
+
+
+def refused(origin: str) -> bool:
+    host, _, port = origin.removeprefix("http://").partition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except ConnectionRefusedError:
+        return True
+    return False
 
 
 def test_a_local_model_is_not_loaded_in_each_of_them(tmp_path: Path) -> None:

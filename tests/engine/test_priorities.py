@@ -109,3 +109,36 @@ def test_too_few_slots_are_not_divided() -> None:
         await scene.close()
 
     run_virtual(scenario)
+
+
+def test_chats_never_wait_behind_a_row_that_waits_for_the_slots_kept_for_them() -> None:
+    async def scenario() -> None:
+        limiter = Limiter(Limits(concurrency=16, adaptive=False), VirtualClock())
+        waits: list[float] = []
+
+        async def row() -> None:
+            permit = await limiter.acquire(NEED, 1)
+            limiter.answered(permit, 1.0)
+            await asyncio.sleep(300.0)
+            permit.release()
+
+        async def chat() -> None:
+            began = now()
+            permit = await limiter.acquire(NEED, 0)
+            waits.append(now() - began)
+            await asyncio.sleep(1.0)
+            permit.release()
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(4):
+                group.create_task(chat())
+            await asyncio.sleep(0.5)
+            for _ in range(40):
+                group.create_task(row())
+            for _ in range(200):
+                await asyncio.sleep(1.0)
+                for _ in range(4):
+                    group.create_task(chat())
+        assert len(waits) == 804 and max(waits) <= 1.0
+
+    run_virtual(scenario)

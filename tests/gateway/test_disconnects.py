@@ -11,7 +11,7 @@ import pytest
 
 from fastllm.answers import Usage
 from fastllm.gateway.auth import Tenant
-from fastllm.options import Limits
+from fastllm.options import Limits, Retry, Timeout
 from fastllm.testing import MockConfig
 from kits.gateway import BODY, CHAT, Wire, connection, head_and_body, served
 
@@ -82,9 +82,20 @@ async def test_a_client_that_leaves_before_the_answer_ends_its_request_upstream(
             leave(wire, how)
             await until(lambda: gate.mock.stats.cancelled == 1)
             await gate.idle()
-        assert tenants.ends == ["released"] and tenants.admitted == 1
+        (paid,) = tenants.ends  # the provider has read the prompt; what else it bills nobody knows
+        assert tenants.admitted == 1 and paid.prompt_tokens > 0 and paid.completion_tokens == 0
         record = gate.records[-1]
         assert (record.status, record.error, record.tenant) == (499, "client_closed", "a")
+
+
+async def test_what_a_provider_refused_or_never_got_costs_its_key_nothing_and_what_it_may_have_done_is_booked() -> None:
+    tenants = Tenants()
+    engine: dict[str, Any] = {"retry": Retry(attempts=1), "timeout": Timeout(first_byte=0.1, queue=1.0)}
+    async with served(keys=tenants, app={"admissions": tenants}, engine=engine) as gate:
+        for kind, ends in (("400", "released"), ("429", "released"), ("hang", None), ("reset", None)):
+            gate.mock.script([kind])
+            assert (await gate.ask(authorization="Bearer a")).status >= 400
+            assert tenants.ends.pop() == ends, kind
 
 
 @pytest.mark.fault("82")

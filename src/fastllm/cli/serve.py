@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import tempfile
@@ -18,7 +19,7 @@ from ..gateway.setup import Setup, check, check_shared, read
 from ..gateway.tenancy import Tenancy
 from ..worker import checked_size
 from .options import PAYING, SENDING, check_model, setting_options, settings_of
-from .say import say
+from .say import Saying, say
 from .serving import Serving, say_where
 
 
@@ -78,6 +79,7 @@ def _crew(setup: Setup, size: int) -> int:
     options = setup.options
     with bound(options.host, options.port) as listening, tempfile.TemporaryDirectory(prefix="fastllm-serve-") as folder:
         origin = origin_of(options.host, listening.getsockname()[1])
+        logging.getLogger("fastllm").addHandler(Saying())
         crew = Crew([sys.executable, "-m", "fastllm.cli", *sys.argv[1:], "--member"], size, listening, Path(folder))
         status = crew.run(lambda: say_where(origin))
     if status:

@@ -353,8 +353,10 @@ class Engine:
             endpoint.answered(permit, response, call.request)
             self.stats.answered(response.latency, response.usage)
         except BaseException as error:
-            self.under_way.failed()
-            self._release(endpoint, permit, error if isinstance(error, LLMError) else None)
+            failure = error if isinstance(error, LLMError) else None
+            if failure is not None:  # a task that was cancelled leaves by itself
+                self.under_way.failed()
+            self._release(endpoint, permit, failure)
             raise
         self.stats.in_flight -= 1
         endpoint.ended(permit, None)
@@ -365,6 +367,7 @@ class Engine:
         sent = self.clock.now()
         source: HTTPStream | None = None
         stream: Stream | None = None
+        self.under_way.sent()
         try:
             source = await self.transport.open(http, call.timeout)
             if not 200 <= source.status < 300:
@@ -379,10 +382,13 @@ class Engine:
             endpoint.limiter.heard(permit, hints)
             return stream
         except BaseException as error:
+            failure = error if isinstance(error, LLMError) else None
+            if failure is not None:
+                self.under_way.failed()
             if stream is not None:
                 await stream.aclose()
             else:
-                self._release(endpoint, permit, error if isinstance(error, LLMError) else None)
+                self._release(endpoint, permit, failure)
                 if source is not None:
                     await source.aclose()
             raise

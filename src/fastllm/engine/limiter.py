@@ -270,7 +270,7 @@ class Limiter:
         slots = learner.slots
         if self.in_flight >= slots.limit or (slots.gap and now < self._next_at):
             return SLOTS
-        if priority and self._spared and now < self._talked_at + TALK:
+        if priority and self._spared and (self._queues[0] or now < self._talked_at + TALK):
             spared = min(self._spared, slots.limit // (4 if slots.limit >= slots.ceiling else 8))
             if self.in_flight - self._talking >= slots.limit - spared:
                 return SPARED
@@ -474,7 +474,7 @@ class Limiter:
             need = queue[0].look()
             held = self._held_by(now, need, priority)
             due = self._when(now, need, priority, held) if held else INF
-            passing = bool(held and priority and self._queues[0] and self._may_pass(now))
+            passing = bool(held and priority and self._queues[0] and (held == SPARED or self._may_pass(now)))
             if passing:  # it is a batch request's turn, and it does not fit: whoever does meanwhile may go
                 queue = self._queues[0]
                 need = queue[0].look()
@@ -523,7 +523,7 @@ class Limiter:
         if held == TRIAL:
             return INF
         if held == SPARED:
-            return self._talked_at + TALK
+            return self._talked_at + TALK if self._talked_at + TALK > now else INF
         if held == SLOTS:
             since = self._held_since if self._held == SLOTS else now
             double = learner.slots.when(since, rates_known=learner.rates_known)

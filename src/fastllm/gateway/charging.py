@@ -19,7 +19,7 @@ from ..errors import ConfigError, LLMError, RateLimitError, StoppedError
 from ..options import Retry
 from ..types import Request, Response
 from .auth import Admission, Admissions, Tenant
-from .operations import bound_of
+from .operations import bound_of, may_be_billed
 from .record import Listener, Record, tell
 
 ROUTE = "/batches/rows"  # no path, but what the rows of batches are told as
@@ -101,7 +101,7 @@ class Charged:
         try:
             response = await engine.execute(request)
         except LLMError as error:
-            if admission is not None and error.sent:
+            if admission is not None and may_be_billed(error):
                 admission.settle(None, None)
             self._tell(request, time.monotonic() - began, None, error)
             raise

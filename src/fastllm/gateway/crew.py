@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import select
 import signal
@@ -23,10 +24,13 @@ import msgspec
 
 from ..errors import ConfigError
 
+logger = logging.getLogger("fastllm.gateway")
+
 MOST_DEATHS = 5  # in a row, none of them a MINUTE after the one before
 MINUTE = 60.0
 PAUSE = 0.5  # seconds before one that died is replaced
 _READY = b"r"
+_HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Member(msgspec.Struct, frozen=True):
@@ -88,11 +92,13 @@ class Member(msgspec.Struct, frozen=True):
 
 
 class _Process(msgspec.Struct):
-    """One of them, as the first one knows it."""
+    """One of them, as the first one knows it. Before it `serves` it has no handlers for signals yet, and reads settings
+    that are fresh anyway."""
 
     index: int
     popen: subprocess.Popen[bytes]
     pair: socket.socket
+    serves: bool = False
 
 
 class Crew:
@@ -110,20 +116,43 @@ class Crew:
     def run(self, on_ready: Callable[[], None]) -> int:
         """Serve until SIGTERM or SIGINT, which are passed on as SIGHUP is. Gives the exit status: 1 where processes
         died again and again, or one did before it served."""
-        handled = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        before = {number: signal.signal(number, self._heard) for number in handled}
+        signals, told = socket.socketpair()
+        told.setblocking(False)
+        # A handler may run anywhere, also while a process is being started: signals are only noted, and read below.
+        woken = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+        before = {number: signal.signal(number, _noted) for number in _HANDLED}
         try:
             for index in range(self._size):
                 self._start(index)
-            if all(map(_serves, self._processes)) and not self._stopping:
-                on_ready()
-                while self._processes and self._wait():
-                    pass
-            return 0 if self._stopping else 1
+            return self._watch(signals, on_ready)
         finally:
-            self._end()
+            for process in self._processes:
+                process.pair.close()
+            for process in self._processes:
+                process.popen.wait()
             for number, handler in before.items():
                 signal.signal(number, handler)
+            signal.set_wakeup_fd(woken)
+            for end in (signals, told):
+                end.close()
+
+    def _watch(self, signals: socket.socket, on_ready: Callable[[], None]) -> int:
+        """Hear of signals and of what becomes of the processes, until all have ended."""
+        ready = False
+        while self._processes:
+            heard, _, _ = select.select([signals, *(process.pair for process in self._processes)], [], [])
+            if signals in heard:
+                for number in signals.recv(256):
+                    self._pass_on(number)
+            for process in [one for one in self._processes if one.pair in heard]:
+                if _says_that_it_serves(process):
+                    process.serves = True
+                elif not self._ended(process, ready):
+                    return 1
+            if not ready and not self._stopping and all(process.serves for process in self._processes):
+                ready = True
+                on_ready()
+        return 0
 
     def _start(self, index: int) -> None:
         ours, theirs = socket.socketpair()
@@ -137,44 +166,43 @@ class Crew:
             )
         self._processes.append(_Process(index, popen, ours))
 
-    def _wait(self) -> bool:
-        """Wait for the next that ends, and replace it unless all are to end. False where that is of no use."""
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
-        for process in [one for one in self._processes if one.popen.poll() is not None]:
-            self._processes.remove(process)
-            process.pair.close()
-            if self._stopping:
-                continue
-            now = time.monotonic()
-            self._deaths = self._deaths + 1 if now - self._died_at < MINUTE else 1
-            self._died_at = now
-            if self._deaths >= MOST_DEATHS:
-                return False
-            time.sleep(PAUSE)
-            if not self._stopping:
-                self._start(process.index)
+    def _ended(self, process: _Process, ready: bool) -> bool:
+        """One is gone: replace it, unless all are to end. False where that is of no use."""
+        self._processes.remove(process)
+        process.pair.close()
+        process.popen.wait()
+        if self._stopping:
+            return True
+        now = time.monotonic()
+        self._deaths = self._deaths + 1 if now - self._died_at < MINUTE else 1
+        self._died_at = now
+        if not ready or self._deaths >= MOST_DEATHS:
+            return False
+        logger.warning("a process that serves is gone (%s): another one takes its place", process.popen.returncode)
+        time.sleep(PAUSE)
+        self._start(process.index)
         return True
 
-    def _heard(self, number: int, frame: FrameType | None) -> None:
+    def _pass_on(self, number: int) -> None:
+        if number not in _HANDLED:
+            return
         if number != signal.SIGHUP:
             self._stopping = True
+            self._listening.close()  # nobody is to wait for an answer that will not come
         for process in self._processes:
-            process.popen.send_signal(number)
-
-    def _end(self) -> None:
-        """Have all of them leave, and wait for that."""
-        for process in self._processes:
-            process.pair.close()
-        for process in self._processes:
-            process.popen.wait()
+            if number != signal.SIGHUP or process.serves:
+                process.popen.send_signal(number)
 
     def __repr__(self) -> str:
         return f"<Crew of {self._size}: {[process.popen.pid for process in self._processes]}>"
 
 
-def _serves(process: _Process) -> bool:
-    """Wait until a process serves; False where it ended before."""
-    select.select([process.pair], [], [])
+def _noted(number: int, frame: FrameType | None) -> None:
+    pass
+
+
+def _says_that_it_serves(process: _Process) -> bool:
+    """Read what a process says; False where it has ended."""
     try:
         return process.pair.recv(1) == _READY
     except OSError:

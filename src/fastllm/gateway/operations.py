@@ -6,10 +6,11 @@ client that leaves cancels this task, and with it the request at the provider.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 from msgspec import UNSET
@@ -18,7 +19,8 @@ from ..answers import Usage
 from ..engine.endpoint import Endpoint
 from ..engine.engine import Engine
 from ..engine.stream import Stream
-from ..errors import ConfigError
+from ..engine.underway import UnderWay
+from ..errors import APIStatusError, ConfigError, LLMError
 from ..policy.budget import Budget
 from ..policy.pricing import Price
 from ..policy.purse import Purse, answers_asked
@@ -82,6 +84,51 @@ class _Permit:
 NO_PERMIT = _Permit(None)
 
 
+class Sending:
+    """Knows whether the request of a task is at a provider."""
+
+    __slots__ = ("_task", "_under_way", "out")
+
+    def __init__(self) -> None:
+        self.out = False
+        self._under_way: UnderWay | None = None
+        self._task: asyncio.Task[Any] | None = None
+
+    def enrol(self, under_way: UnderWay) -> None:
+        """Listen from now on, until `leave`, to what the running task sends."""
+        self._task = asyncio.current_task()
+        if self._task is not None:
+            self._under_way = under_way
+            under_way.enrol(self._task, self)
+
+    def leave(self) -> None:
+        if self._under_way is not None and self._task is not None:
+            self._under_way.leave(self._task)
+
+    def sent(self, task: asyncio.Task[Any]) -> None:
+        self.out = True
+
+    def refused(self, task: asyncio.Task[Any]) -> None:
+        self.out = False
+
+    def packed(self, count: int) -> None:
+        pass
+
+
+def may_be_billed(error: LLMError) -> bool:
+    """Tell whether a provider may have answered all the same. What it refused costs nothing."""
+    return error.sent and not isinstance(error, APIStatusError)
+
+
+def _asked_for(engine: Engine, request: Request) -> tuple[Usage, float | None]:
+    """Give what a request came to whose client left before the answer: its prompt, as far as anybody knows."""
+    endpoint = next(iter(known(engine, request.model)), None)
+    ratio = endpoint.estimator.ratio if endpoint is not None else START_RATIO
+    prompt = int(len(request.body) * ratio) + 1
+    usage = Usage(prompt_tokens=prompt, total_tokens=prompt)
+    return usage, None if endpoint is None or endpoint.price is None else endpoint.price.cost(usage)
+
+
 async def operate(gate: Gate, exchange: Exchange, tenant: Tenant, path: str, model: str, record: Record) -> None:
     """Answer one request for a model."""
     body = await exchange.body()
@@ -96,7 +143,7 @@ async def operate(gate: Gate, exchange: Exchange, tenant: Tenant, path: str, mod
     if timeout is not UNSET:
         request = msgspec.structs.replace(request, timeout=timeout)
     exchange.watch()
-    permit, continuation = NO_PERMIT, None
+    permit, continuation, sending = NO_PERMIT, None, Sending()
     try:
         if path == RESPONSES and gate.responses is not None:
             continuation = Continuation(gate.responses, engine, tenant, request)
@@ -106,12 +153,22 @@ async def operate(gate: Gate, exchange: Exchange, tenant: Tenant, path: str, mod
         _shed(gate.options, engine, endpoints[0], request)
         if gate.admissions is not None and tenant.key is not None:
             permit = _Permit(_admitted(gate.admissions, tenant, endpoints, request))
+            sending.enrol(engine.under_way)
         if request.stream:
             asked.request = request
             await _streamed(exchange, engine, asked, permit, record, continuation)
         else:
             await _whole(exchange, engine, request, permit, record, continuation)
+    except LLMError as error:
+        if may_be_billed(error):
+            permit.settle(None, None)
+        raise
+    except asyncio.CancelledError:
+        if sending.out:
+            permit.settle(*_asked_for(engine, request))
+        raise
     finally:
+        sending.leave()
         exchange.unwatch()
         permit.release()
 

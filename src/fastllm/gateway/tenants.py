@@ -11,8 +11,8 @@ Around each request of a key::
         admission.release()  # the place is free; unsettled, what was reserved stays booked
 
 Rules. A request counts in all limits or in none. Money is reserved before and settled after, so that spending stays
-within a budget as long as no answer costs more than its bound. What nobody knows the cost of (a client that left, a
-connection that broke) stays booked as reserved, or a client could leave before the bill; what was not sent, or was
+within a budget as long as no answer costs more than its bound. What nobody knows the cost of (a connection that broke)
+stays booked as reserved, and of a client that left its prompt and what had come; what was not sent, or was
 refused by the provider, is given back by `settle(0, 0.0)`. Days and months are UTC, and a request belongs to those in
 which it was admitted. Admitting is memory alone, but for the moments when a lease must be taken: then it is one
 transaction of some 100 µs, and at most PATIENCE seconds where another process writes.
