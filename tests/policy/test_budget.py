@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 
 from fastllm.answers import Usage
 from fastllm.errors import BudgetExceededError, ConfigError, LLMError, StoppedError
-from fastllm.policy.budget import Budget, Reservation
+from fastllm.policy.budget import SHARES, Budget, Reservation
 from fastllm.policy.pricing import Price, PriceTable
 from fastllm.policy.purse import OVERHEAD, Purse, answers_asked
 
@@ -248,3 +248,21 @@ def test_eight_endpoints_with_prices_of_the_table_share_one_budget_and_never_pas
     for thread in threads:
         thread.join()
     assert sum(paid) == pytest.approx(budget.spent) and budget.spent <= 0.5 and budget.reserved == 0
+
+
+@given(st.integers(1, 20_000_000), st.integers(0, 10**9), st.integers(1, 10**6))
+def test_the_last_of_a_large_budget_that_is_shared_can_be_spent(cents: int, elsewhere: int, last: int) -> None:
+    """Whatever its size: what is told of it and given back are whole numbers, so that nothing is lost in rounding."""
+    budget = Budget(cents / 100, shared=True)
+    limit = budget.claims().limit
+    part = max(0, limit - elsewhere)
+    budget.allow(part, min(elsewhere, limit))
+    if part > last:
+        budget.reserve((part - last) / SHARES).keep()
+    left = part - budget.claims().spent
+    if left > 0:
+        budget.reserve(left / SHARES).keep()
+    assert budget.claims().spent == part
+    with pytest.raises(BudgetExceededError) as refused:
+        budget.reserve(1 / SHARES)
+    assert budget.claims().missing == 1 and refused.value.passing == (elsewhere < limit and part + elsewhere < limit)

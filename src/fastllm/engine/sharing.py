@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import math
 
 import msgspec
 
@@ -25,8 +24,7 @@ logger = logging.getLogger("fastllm")
 BEAT = 0.2  # seconds between exchanges
 SOON = 0.02  # the least of them
 IDLE = 1.0  # the same, while nothing changes
-_BUDGET = b"budget, in units"
-_UNITS = 1e9  # in a dollar: what a shared budget counts in; with fractions the last of it would be lost in rounding
+_BUDGET = b"budget, in units"  # in whole ones: with fractions the last of it would be lost in rounding
 
 
 class Sharing:
@@ -95,15 +93,14 @@ class Sharing:
             limiter.allow([shares[name].cap for name in names])
         if self._budget is not None:
             share: Share = shares[_BUDGET]
-            self._budget.allow(share.cap / _UNITS, share.spent / _UNITS)
+            self._budget.allow(int(share.cap), int(share.spent))
         return changed
 
     def _ask_for_money(self, budget: Budget) -> Ask:
-        limit = float(math.floor(budget.limit * _UNITS + 1e-3))
-        spent, missing = _whole(budget.spent), _whole(budget.missing)
-        used = spent + _whole(budget.reserved)
+        limit, spent, reserved, missing = map(float, budget.claims())
+        used = spent + reserved
         self._since = min(self._since, self._clock.now()) if missing else INF
-        want = used + max(4 * missing, _whole(budget.reserved), _whole(AHEAD * budget.limit))
+        want = used + max(4 * missing, reserved, float(int(AHEAD * limit)))
         return Ask(
             limit=limit,
             used=used,
@@ -127,8 +124,3 @@ class Sharing:
 
     def __repr__(self) -> str:
         return f"<Sharing of {len(self._limiters)} endpoints through {self._leases!r}>"
-
-
-def _whole(dollars: float) -> float:
-    """Give dollars in units: a shared budget counts whole ones."""
-    return float(round(dollars * _UNITS))

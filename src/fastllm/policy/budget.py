@@ -10,12 +10,24 @@ from __future__ import annotations
 
 import math
 from threading import Lock
+from typing import NamedTuple
 
 from ..errors import BudgetExceededError, ConfigError
 
 _UNITS = 10**12  # in a dollar
 _SHARED = 1000  # of them: the least that processes give each other; amounts of shared budgets are rounded up to it
+SHARES = _UNITS // _SHARED  # of those in a dollar
 _MOST = 1e12  # dollars; beyond it somebody mistook the unit
+
+
+class Claims(NamedTuple):
+    """Of a shared budget, in whole SHARES of a dollar: the limit, what is spent and held here, and what the next one
+    needs beyond that, where it was refused."""
+
+    limit: int
+    spent: int
+    reserved: int
+    missing: int
 
 
 class Budget:
@@ -70,15 +82,17 @@ class Budget:
             spent, reserved = self._spent + self._elsewhere, self._reserved
         raise self._exceeded(units, spent, reserved)
 
-    def allow(self, part: float, elsewhere: float) -> None:
-        """Of a shared budget: this process may spend so many dollars in all; others have spent so many for good."""
+    def allow(self, part: int, elsewhere: int) -> None:
+        """Of a shared budget, in SHARES of a dollar: this process may spend so many in all; others have spent so many
+        for good."""
         with self._lock:
-            self._part, self._elsewhere = round(part * _UNITS), round(elsewhere * _UNITS)
+            self._part, self._elsewhere = part * _SHARED, elsewhere * _SHARED
 
-    @property
-    def missing(self) -> float:
-        """Dollars that the next request needs beyond what is spent and held; 0 if nobody was refused lately."""
-        return self._missing / _UNITS
+    def claims(self) -> Claims:
+        """Give what processes tell each other of a shared budget."""
+        with self._lock:
+            amounts = (self._limit, self._spent, self._reserved, self._missing)
+            return Claims(*(amount // _SHARED for amount in amounts))
 
     def _rounded(self, units: int) -> int:
         """Round up where processes share it: what is left must never be less than what can be handed over."""

@@ -34,7 +34,8 @@ export function percent(value) {
 
 export function money(value) {
   if (value === null || value === undefined) return "unknown";
-  return "$" + (value === 0 || value >= 1 ? value.toFixed(2) : value.toPrecision(3).replace(/e.*/, ""));
+  if (value > 0 && value < 0.0001) return "< $0.0001";
+  return "$" + (value === 0 || value >= 1 ? value.toFixed(2) : String(Number(value.toPrecision(3))));
 }
 
 function trimmed(value, digits) {
