@@ -8,9 +8,10 @@ import msgspec
 from hypothesis import given, strategies as st
 
 from fastllm.dashboard.board import COLUMNS, KEPT, SPAN, Board
-from fastllm.dashboard.ended import MOST, OTHER, Ended
+from fastllm.dashboard.ended import Ended
 from fastllm.dashboard.reading import EndpointState, JobState, Reading
 from fastllm.gateway.record import Record
+from fastllm.policy.names import MOST_NAMES as MOST, OTHER
 
 
 class Source:
@@ -121,9 +122,11 @@ def test_requests_are_counted_by_how_they_ended() -> None:
 def test_names_that_clients_make_up_have_a_bound() -> None:
     ended = Ended([])
     for i in range(3 * MOST):
-        ended(record(model=f"model-{i}", error=f"error-{i}", status=500, tenant=f"key-{i}"))
+        ended(record(model=f"model-{i}", tenant=f"key-{i}"))
+        ended(record(model=f"made-up-{i}", error=f"error-{i}", status=500))
+    ended(record(model="x" * 100_000))
     found = ended.into(Reading())
     for groups in (found.models, found.keys, found.errors):
-        assert len(groups) == MOST + 1
-        assert OTHER in groups
-    assert sum(group.requests for group in found.models.values()) == 3 * MOST
+        assert len(groups) <= MOST + 1 and OTHER in groups
+    assert not [name for name in found.models if name.startswith("made-up") or len(name) > 200]
+    assert sum(group.requests for group in found.models.values()) == 6 * MOST + 1

@@ -19,11 +19,12 @@ from fastllm.engine.events import AttemptFailed, RequestDone
 from fastllm.errors import APIConnectionError, RateLimitError
 from fastllm.gateway.auth import MasterKey
 from fastllm.gateway.catalog import Catalog
-from fastllm.gateway.counters import MOST_NAMES, MOST_SERIES, Counters
+from fastllm.gateway.counters import MOST_SERIES, Counters
 from fastllm.gateway.metrics import Metrics
 from fastllm.gateway.record import Record
 from fastllm.gateway.tenancy import Tenancy
 from fastllm.options import Limits, Retry
+from fastllm.policy.names import MOST_NAMES
 from fastllm.testing import MockConfig
 from fastllm.types import CHAT as CHAT_PATH, Request
 from kits.gateway import BODY, KEY, Served, served

@@ -25,6 +25,7 @@ from .. import __version__
 from ..build import address_of
 from ..engine.events import Event, RequestDone
 from ..errors import ConfigError, LLMError, MissingExtra
+from ..policy.names import LONGEST_NAME, MOST_NAMES, OTHER
 from ..providers.vendors import LOCAL, VENDORS, split_model
 from ..types import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, MODERATIONS, RESPONSES, Response
 
@@ -36,10 +37,7 @@ except ImportError:
 
 SECONDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 TOKENS = tuple(float(4**power) for power in range(14))
-OTHER = "other"
-MOST_MODELS = 200  # names of models in metrics
 MOST_PLACES = 1000
-LONGEST_NAME = 200  # characters
 
 _OPERATIONS = {
     CHAT: "chat", RESPONSES: "chat", MESSAGES: "chat", COMPLETIONS: "text_completion", EMBEDDINGS: "embeddings",
@@ -114,7 +112,7 @@ class OpenTelemetry:
         found: Attributes = {
             "gen_ai.operation.name": _OPERATIONS.get(request.path, request.path.strip("/")),
             "gen_ai.request.model": request.model[:LONGEST_NAME],
-            **self._place(endpoint or request.model),
+            **self._place(endpoint or request.model.partition(" at ")[0]),
         }
         answered_by = _model_of(response)
         if answered_by:
@@ -138,7 +136,10 @@ class OpenTelemetry:
         span.end(ended)
 
     def _measure(self, event: RequestDone, common: Attributes) -> None:
-        common["gen_ai.request.model"] = self._label(str(common["gen_ai.request.model"]), event.error)
+        asked = common["gen_ai.request.model"] = self._label(str(common["gen_ai.request.model"]), event.error)
+        if asked == OTHER:  # its place may be made up as well
+            common.pop("server.address", None)
+            common.pop("server.port", None)
         answered_by = common.get("gen_ai.response.model")
         if answered_by is not None:
             common["gen_ai.response.model"] = self._label(str(answered_by), None)
@@ -155,7 +156,7 @@ class OpenTelemetry:
     def _label(self, model: str, error: LLMError | None) -> str:
         if model in self._models:
             return model
-        if len(self._models) >= MOST_MODELS or (error is not None and self._strangers):
+        if len(self._models) >= MOST_NAMES or (error is not None and self._strangers):
             return OTHER
         self._models.add(model)
         return model

@@ -6,11 +6,10 @@ from collections.abc import Container
 from typing import Protocol
 
 from ..answers import Usage
-from ..engine.latencies import Latencies
+from ..engine.latencies import Latencies, bucket_of
+from ..policy.names import OTHER, Names
 from .reading import Group, Reading
 
-MOST = 200  # names of a kind; what comes after them is counted as OTHER
-OTHER = "other"
 _UNKNOWN = frozenset((401, 403, 404))  # statuses of requests whose model's name may be anything
 
 
@@ -39,6 +38,7 @@ class Ended:
         self._errors: dict[str, int] = {}
         self._models: dict[str, _Counts] = {}
         self._keys: dict[str, _Counts] = {}
+        self._model_names, self._key_names, self._error_names = Names(), Names(), Names()
 
     def __call__(self, record: Record) -> None:
         if not record.model and record.route not in self._routes:
@@ -47,16 +47,18 @@ class Ended:
         if failed:
             self._failed += 1
             self._refused += record.status == 429
-            name = record.error or str(record.status)
-            _bounded(self._errors, name)
+            name = self._error_names.add(record.error or str(record.status))
+            self._errors[name] = self._errors.get(name, 0) + 1
         else:
             self._ok += 1
             self._cached += record.cached
             self._latencies.add(record.seconds)
         if record.model and not (failed and record.status in _UNKNOWN):
-            _counts(self._models, record.model).add(record, failed)
+            names = self._model_names  # what a client makes up is no name before it was answered for
+            name = names.known.get(record.model, OTHER) if failed else names.add(record.model)
+            _counts(self._models, name).add(record, failed)
         if record.tenant:
-            _counts(self._keys, record.tenant).add(record, failed)
+            _counts(self._keys, self._key_names.add(record.tenant)).add(record, failed)
 
     def into(self, reading: Reading) -> Reading:
         """Say of a reading how requests ended for the clients, where until now it said so of the engine's."""
@@ -74,11 +76,11 @@ class Ended:
 class _Counts:
     """What Group shows, as it is counted."""
 
-    __slots__ = ("_group", "_latencies")
+    __slots__ = ("_group", "_latency")
 
     def __init__(self) -> None:
         self._group = Group()
-        self._latencies = Latencies()
+        self._latency: dict[int, int] = {}  # of hundreds of groups few buckets are in use
 
     def add(self, record: Record, failed: bool) -> None:
         group = self._group
@@ -87,7 +89,8 @@ class _Counts:
             group.failed += 1
             return
         group.cached += record.cached
-        self._latencies.add(record.seconds)
+        bucket = bucket_of(record.seconds)
+        self._latency[bucket] = self._latency.get(bucket, 0) + 1
         usage = record.usage
         if usage is not None and not record.cached:
             group.prompt_tokens += usage.prompt_tokens
@@ -109,19 +112,12 @@ class _Counts:
             completion_tokens=found.completion_tokens,
             cost=found.cost,
             unpriced=found.unpriced,
-            latency=self._latencies.counts(),
+            latency=self._latency.copy(),
         )
 
 
 def _counts(groups: dict[str, _Counts], name: str) -> _Counts:
     found = groups.get(name)
     if found is None:
-        name = name if len(groups) < MOST else OTHER
-        found = groups.setdefault(name, _Counts())
+        found = groups[name] = _Counts()
     return found
-
-
-def _bounded(counts: dict[str, int], name: str) -> None:
-    if name not in counts and len(counts) >= MOST:
-        name = OTHER
-    counts[name] = counts.get(name, 0) + 1

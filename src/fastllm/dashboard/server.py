@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,6 +13,8 @@ from ..errors import ConfigError
 from .board import STEP, Board
 from .pages import ROOT, page_of
 from .reading import Reading
+
+logger = logging.getLogger("fastllm")
 
 HOST = "127.0.0.1"
 _NAMES = frozenset(("127.0.0.1", "localhost"))
@@ -43,7 +46,10 @@ class Server:
 
     def _tick(self) -> None:
         while not self._closing.wait(STEP):
-            self._board.tick(self._read())
+            try:
+                self._board.tick(self._read())
+            except Exception as error:  # a page is no reason to stop a run
+                logger.error("the dashboard cannot be drawn: %s", type(error).__name__)
 
     def close(self) -> None:
         self._closing.set()

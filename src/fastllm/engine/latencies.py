@@ -12,6 +12,11 @@ _SCALE = 1.0 / math.log(_GROWTH)
 _BUCKETS = int(math.log(1e4 / _FLOOR) * _SCALE) + 1
 
 
+def bucket_of(seconds: float) -> int:
+    """Give the bucket that a latency belongs to."""
+    return min(int(math.log(seconds / _FLOOR) * _SCALE), _BUCKETS - 1) if seconds > _FLOOR else 0
+
+
 class Latencies:
     """Counts latencies in seconds, from 10 µs to 10,000 s; what is beyond stands at the ends."""
 

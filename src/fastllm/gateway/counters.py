@@ -16,14 +16,12 @@ from ..answers import MOST_TOKENS, Usage
 from ..engine.endpoint import Endpoint
 from ..engine.engine import Engine
 from ..engine.events import AttemptFailed, Event
+from ..policy.names import MOST_NAMES, OTHER, Names
 from .catalog import Catalog
 from .record import Record
 
-OTHER = "other"
 OK = "ok"
-MOST_NAMES = 200  # distinct ones of a kind: models, endpoints, keys, …
 MOST_SERIES = 5000  # combinations of names in one family; beyond it all names are "other"
-LONGEST_NAME = 200  # characters
 BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _MOST_SECONDS = 1e9
 _MOST_USD = 1e9
@@ -43,29 +41,6 @@ class Watched(Protocol):
 
     @property
     def engine(self) -> Engine: ...
-
-
-class Names:
-    """Labels of one kind: the first `most` names, and "other" for those that come after them. Nothing is one, too."""
-
-    __slots__ = ("_most", "known")
-
-    def __init__(self, most: int = MOST_NAMES) -> None:
-        self.known: dict[str, str] = {"": ""}
-        self._most = most + 1
-
-    def add(self, name: str) -> str:
-        """Give the label of a name, which may be a label from now on."""
-        known = self.known.get(name)
-        if known is not None:
-            return known
-        if len(self.known) >= self._most or len(name) > LONGEST_NAME or not name.isprintable():
-            return OTHER
-        self.known[name] = name
-        return name
-
-    def __len__(self) -> int:
-        return len(self.known)
 
 
 class Times:

@@ -17,7 +17,8 @@ from ..engine.engine import Engine
 from ..engine.holds import hold_of
 from ..errors import MissingExtra
 from ..policy.ledger import Ledger
-from .counters import BOUNDS, OTHER, Counters, Sums, Times, Watched
+from ..policy.names import OTHER
+from .counters import BOUNDS, Counters, Sums, Times, Watched
 from .metrics_sum import Published
 
 try:

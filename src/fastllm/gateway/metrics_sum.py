@@ -78,7 +78,7 @@ class Published(Collector):
     def _try(self) -> None:
         try:
             self.publish()
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever it is: the others must not take old numbers for new ones for ever
             logger.error("metrics cannot be told to the other processes: %s", type(error).__name__)
 
 

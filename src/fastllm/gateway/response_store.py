@@ -12,6 +12,7 @@ import hashlib
 import re
 import secrets
 import time
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -64,7 +65,7 @@ class ResponseStore:
     def __init__(self, database: Database, folder: Path | None = None) -> None:
         self._database = database
         self._folder = private_folder(folder) if folder is not None else None
-        self._added = 0
+        self._added: Counter[str] = Counter()
         with database.transaction() as db:
             db.execute(_CREATE)
             db.execute(_INDEX)
@@ -83,10 +84,15 @@ class ResponseStore:
             known = msgspec.structs.replace(known, size=len(data))
             self._write(known, data)
         row = (known.tenant, known.id, known.model, known.endpoint, known.scope, known.size, time.time())
-        self._added += 1
-        with self._database.transaction() as db:
-            db.execute("INSERT OR REPLACE INTO responses VALUES (?, ?, ?, ?, ?, ?, ?)", row)
-            gone = _beyond(db, known.tenant) if self._added % LOOK == 0 else []
+        added = self._added[known.tenant] = self._added[known.tenant] + 1
+        looks = added == 1 or added % LOOK == 0  # at first there may be those from before
+        try:
+            with self._database.transaction() as db:
+                db.execute("INSERT OR REPLACE INTO responses VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+                gone = _beyond(db, known.tenant) if looks else []
+        except BaseException:
+            self._unlink([(known.tenant, known.id)])  # nobody would ever find it
+            raise
         self._unlink(gone)
         return True
 
