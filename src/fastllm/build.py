@@ -357,6 +357,9 @@ def wire_model(model: str) -> str:
     return split_model(model, known_providers())[1]
 
 
+_LOCAL = Vendor(name=LOCAL, responses=False)  # llama.cpp answers Responses, but keeps none
+
+
 class _Resolver:
     """Makes the Endpoint for a model string: which vendor, which dialect, which key, which limits."""
 
@@ -470,7 +473,7 @@ class _Resolver:
         limits = self._options.limits or Limits()
         slots = min(limits.concurrency or server.slots, server.slots)
         limits = msgspec.structs.replace(limits, concurrency=slots, adaptive=False)
-        return self._at(server.base_url, server.model, model, "openai", None, limits=limits, vendor=Vendor(name=LOCAL))
+        return self._at(server.base_url, server.model, model, "openai", None, limits=limits, vendor=_LOCAL)
 
     def _has_started(self, starting: asyncio.Future[Any]) -> None:
         self._starting.discard(starting)

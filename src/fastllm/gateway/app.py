@@ -170,7 +170,7 @@ class Gateway:
             for prefix, app in apps.items():
                 if exchange.path == prefix or exchange.path.startswith(prefix.rstrip("/") + "/"):
                     tenant = self._anybody if is_open else await self._tenant(exchange)
-                    record.tenant, record.route = tenant.id, prefix
+                    record.tenant, record.route = tenant.id, prefix.removeprefix("/v1")
                     exchange.scope.update({"fastllm.tenant": tenant, "fastllm.exchange": exchange})
                     await exchange.hand_over(app)
                     return

@@ -20,7 +20,7 @@ from ..engine.endpoint import Endpoint
 from ..engine.engine import Engine
 from ..engine.stream import Stream
 from ..engine.underway import UnderWay
-from ..errors import APIStatusError, ConfigError, LLMError
+from ..errors import APIStatusError, BudgetExceededError, ConfigError, LLMError
 from ..policy.budget import Budget
 from ..policy.pricing import Price
 from ..policy.purse import Purse, answers_asked
@@ -208,7 +208,15 @@ def _admitted(admissions: Admissions, tenant: Tenant, endpoints: Sequence[Endpoi
     tokens = max(endpoint.estimator.estimate(request).tokens for endpoint in endpoints)
     bounds = [bound_of(endpoint, request) for endpoint in endpoints]
     priced = [bound for bound in bounds if bound is not None]
-    return admissions.admit(tenant.key, tokens, max(priced) if len(priced) == len(bounds) else None)
+    if len(priced) == len(bounds):
+        return admissions.admit(tenant.key, tokens, max(priced))
+    try:
+        return admissions.admit(tenant.key, tokens, None)
+    except BudgetExceededError as error:
+        names = [endpoint.name for endpoint in endpoints if endpoint.price is None]
+        if names:
+            error.message += f" ({', '.join(names)}: no price is known)"
+        raise
 
 
 def bound_of(endpoint: Endpoint, request: Request) -> float | None:

@@ -48,7 +48,7 @@ def _row(name: str, base_url: str, *key_env: str, **more: object) -> Vendor:
     return Vendor(name=name, base_url=base_url, key_env=key_env, **more)  # type: ignore[arg-type]
 
 
-def _own(name: str, base_url: str, base_url_env: str) -> Vendor:
+def _own(name: str, base_url: str, base_url_env: str, *, responses: bool = True) -> Vendor:
     """A server of one's own: it asks for a key only if it was started with one."""
     return Vendor(
         name=name,
@@ -56,6 +56,7 @@ def _own(name: str, base_url: str, base_url_env: str) -> Vendor:
         key_env=(f"{name.upper()}_API_KEY",),
         key_required=False,
         base_url_env=base_url_env,
+        responses=responses,
     )
 
 
@@ -163,7 +164,8 @@ VENDORS: dict[str, Vendor] = {
             responses=False,
         ),
         _row("xai", "https://api.x.ai/v1", "XAI_API_KEY"),
-        _own("llamacpp", "http://localhost:8080/v1", "LLAMACPP_BASE_URL"),
+        # It answers Responses, but keeps none: "llama.cpp does not support 'previous_response_id'".
+        _own("llamacpp", "http://localhost:8080/v1", "LLAMACPP_BASE_URL", responses=False),
         _own("lmstudio", "http://localhost:1234/v1", "LMSTUDIO_BASE_URL"),
         _own("ollama", "http://localhost:11434/v1", "OLLAMA_BASE_URL"),
         _own("sglang", "http://localhost:30000/v1", "SGLANG_BASE_URL"),

@@ -121,7 +121,7 @@ function endpoints(all) {
     count(one.waiting),
     limit(one.requests),
     limit(one.tokens),
-    { text: one.state || one.words || (one.pace ? `at most ${count(one.pace)} a second` : one.in_flight ? "busy" : one.waiting ? "waits for its limits" : "idle"), bad: Boolean(one.state), left: true },
+    { text: one.state || one.words || doing(one), bad: Boolean(one.state), left: true },
   ]));
 }
 
