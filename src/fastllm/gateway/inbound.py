@@ -23,13 +23,11 @@ import httptools
 from .config import GatewayOptions
 from .exchange import ASGI, WIRE, Scope
 from .faces import OPENAI, Fault
-from .outbox import Shared
+from .outbox import WRITE_HIGH, WRITE_LOW, Patience, Shared
 from .turn import STATUS_LINE, Turn
 
 MOST_WAITING = 64 * 1024  # bytes of a body that nobody takes: above it the connection is not read
 MOST_AHEAD = 8  # requests that came before the answer to an earlier one
-# What a client does not read waits for it at the provider, not here: the kernel would take megabytes for each.
-WRITE_HIGH, WRITE_LOW = 16 * 1024, 4 * 1024
 UNSENT = 32 * 1024  # bytes that the kernel takes of us beyond what is on its way
 _UNSENT_OPTION = getattr(socket, "TCP_NOTSENT_LOWAT", None)
 _HEAD_TOO_LARGE = Fault(status=431, message="the request's head is too large", code="head_too_large")
@@ -47,8 +45,8 @@ class Inbound(asyncio.Protocol):
     __slots__ = (
         "_address", "_ahead", "_app", "_at", "_body_came", "_connections", "_deaf", "_drains", "_due",
         "_ended", "_expects", "_fault", "_fresh", "_head_bytes", "_headers", "_held", "_hosts", "_in_head", "_limits",
-        "_loop", "_other_bytes", "_parser", "_read_paused", "_reading", "_shared", "_state", "_timer", "_turn", "_url",
-        "tasks", "transport", "write_paused",
+        "_loop", "_other_bytes", "_parser", "_patience", "_read_paused", "_reading", "_shared", "_state",
+        "_timer", "_turn", "_url", "tasks", "transport", "write_paused",
     )  # fmt: skip
 
     def __init__(self, app: ASGI, limits: GatewayOptions, shared: Shared, *, server_state: Any, **_: Any) -> None:
@@ -87,6 +85,7 @@ class Inbound(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
+        self._patience = Patience(transport, self._limits.write_seconds, self._loop)
         transport.set_write_buffer_limits(WRITE_HIGH, WRITE_LOW)
         sock = transport.get_extra_info("socket")
         if _UNSENT_OPTION is not None and sock is not None:
@@ -103,6 +102,7 @@ class Inbound(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._patience.end()
         self._deaf = True
         self._held = b""
         self._parser = self._fresh = self._reading = None
@@ -119,9 +119,12 @@ class Inbound(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.write_paused = True
+        self._patience.begin()
 
     def resume_writing(self) -> None:
         self.write_paused = False
+        if not self.transport.is_closing():
+            self._patience.end()
         drains, self._drains = self._drains, []
         for waiter in drains:
             if not waiter.done():
@@ -318,6 +321,8 @@ class Inbound(asyncio.Protocol):
         """Write now, behind what is held."""
         if self._held:
             self.deliver()
+        if self.write_paused:
+            self._patience.grew(len(data))
         self.transport.write(data)
 
     def post(self, data: bytes) -> None:
@@ -331,11 +336,12 @@ class Inbound(asyncio.Protocol):
         """Write what is held, if anything."""
         data, self._held = self._held, b""
         if data:
-            self.transport.write(data)
+            self.write(data)
 
     def _close(self) -> None:
         self.deliver()
         self.transport.close()
+        self._patience.begin()  # until the connection is lost
 
     def answered(self, turn: Turn) -> None:
         """Go on with the next request, or wait for one."""
