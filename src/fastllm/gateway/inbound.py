@@ -27,7 +27,9 @@ from .outbox import WRITE_HIGH, WRITE_LOW, Patience, Shared
 from .turn import STATUS_LINE, Turn
 
 MOST_WAITING = 64 * 1024  # bytes of a body that nobody takes: above it the connection is not read
-MOST_AHEAD = 8  # requests that came before the answer to an earlier one
+MOST_AHEAD = 8  # requests that came before the answer to an earlier one, and those of the STEP that fills it
+STEP = 512  # bytes parsed at least before it is asked whether there is room for more
+_HEAD_END = b"\r\n\r\n"
 UNSENT = 32 * 1024  # bytes that the kernel takes of us beyond what is on its way
 _UNSENT_OPTION = getattr(socket, "TCP_NOTSENT_LOWAT", None)
 _HEAD_TOO_LARGE = Fault(status=431, message="the request's head is too large", code="head_too_large")
@@ -45,7 +47,7 @@ class Inbound(asyncio.Protocol):
     __slots__ = (
         "_address", "_ahead", "_app", "_at", "_body_came", "_connections", "_deaf", "_drains", "_due",
         "_ended", "_expects", "_fault", "_fresh", "_head_bytes", "_headers", "_held", "_hosts", "_in_head", "_limits",
-        "_loop", "_other_bytes", "_parser", "_patience", "_read_paused", "_reading", "_shared", "_state",
+        "_loop", "_other_bytes", "_parser", "_patience", "_read_paused", "_reading", "_rest", "_shared", "_state",
         "_timer", "_turn", "_url", "tasks", "transport", "write_paused",
     )  # fmt: skip
 
@@ -68,6 +70,7 @@ class Inbound(asyncio.Protocol):
         self._ahead: deque[Turn] = deque()
         self._drains: list[asyncio.Future[None]] = []
         self.write_paused = self._read_paused = False
+        self._rest = b""  # came, and is parsed when there is room: all the time reading is paused
         self._deaf = False  # what comes is not for us any more
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
@@ -104,7 +107,7 @@ class Inbound(asyncio.Protocol):
             self._timer = None
         self._patience.end()
         self._deaf = True
-        self._held = b""
+        self._held = self._rest = b""
         self._parser = self._fresh = self._reading = None
         self._ahead.clear()
         turn, self._turn = self._turn, None
@@ -131,6 +134,24 @@ class Inbound(asyncio.Protocol):
                 waiter.set_result(None)
 
     def data_received(self, data: bytes) -> None:
+        if len(data) <= STEP or data.count(_HEAD_END) + len(self._ahead) <= MOST_AHEAD:
+            self._parse(data)
+        else:
+            self._parse_some(data)
+
+    def _parse_some(self, data: bytes) -> None:
+        """Parse while there is room, and keep the rest: the parser takes all that it is given."""
+        start = 0
+        while start < len(data) and not self._deaf:
+            if self._is_full():  # and reading is paused
+                self._rest = data[start:]
+                return
+            end = data.find(_HEAD_END, start + STEP)
+            end = len(data) if end < 0 else end + len(_HEAD_END)
+            self._parse(data[start:end])
+            start = end
+
+    def _parse(self, data: bytes) -> None:
         if self._deaf:
             return
         size = len(data)
@@ -261,6 +282,8 @@ class Inbound(asyncio.Protocol):
             self._head_bytes = 0
         if self._head_bytes > self._limits.header_bytes:
             self._refuse(_HEAD_TOO_LARGE)
+        elif self._read_paused:  # it is not late while we do not read it
+            self._due = math.inf
         elif self._ended or self._due - time.monotonic() > self._limits.header_seconds:
             self._await(self._limits.header_seconds)
 
@@ -371,11 +394,27 @@ class Inbound(asyncio.Protocol):
             self._read_paused = True
             self.transport.pause_reading()
 
+    def _is_full(self) -> bool:
+        turn = self._reading
+        waits = turn is not None and not turn.complete and turn.size > MOST_WAITING
+        return waits or len(self._ahead) >= MOST_AHEAD
+
     def read_on(self) -> None:
         """Read again, if that was paused and there is room."""
-        if self._read_paused and len(self._ahead) < MOST_AHEAD and not self.transport.is_closing():
-            self._read_paused = False
-            self.transport.resume_reading()
+        if self._read_paused and not (self._is_full() or self.transport.is_closing()):
+            if self._rest:  # the parser calls turns, one of which may be calling here
+                self._loop.call_soon(self._go_on)
+            else:
+                self._read_paused = False
+                self.transport.resume_reading()
+                if self._in_head:
+                    self._await(self._limits.header_seconds)
+
+    def _go_on(self) -> None:
+        rest, self._rest = self._rest, b""
+        if rest and not self.transport.is_closing():
+            self._parse_some(rest)
+            self.read_on()
 
     def shutdown(self) -> None:
         """Close once what is under way has been answered."""
