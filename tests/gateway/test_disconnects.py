@@ -13,6 +13,7 @@ import pytest
 
 from fastllm.answers import Usage
 from fastllm.gateway.auth import Tenant
+from fastllm.loop import new_event_loop
 from fastllm.options import Limits
 from fastllm.testing import MockConfig
 from kits.gateway import BODY, CHAT, Wire, connection, head_and_body, served
@@ -226,3 +227,21 @@ async def test_who_reads_slowly_gets_a_whole_answer_however_long_that_takes() ->
             await asyncio.sleep(0.05)
             await wire.reader.readexactly(min(step, size - start))
         assert await wire.ends() == b""
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, new_event_loop], ids=["asyncio", "ours"])
+def test_who_only_ends_what_it_sends_gets_the_answer_that_is_ready(new_loop: Any) -> None:
+    async def scenario() -> None:
+        async with served(SLOW) as gate:
+            get = head_and_body("GET", "/health/live")
+            for data in (get, get + head_and_body("POST", CHAT, BODY)):
+                for _ in range(5):
+                    async with connection(gate.server.port) as wire:
+                        wire.writer.write(data)
+                        wire.writer.write_eof()
+                        assert (await wire.ends()).count(b"HTTP/1.1 200 OK") == 1
+            await gate.idle()
+            await until(lambda: not gate.server._uvicorn.server_state.connections)
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(scenario())

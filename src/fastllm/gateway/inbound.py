@@ -116,9 +116,18 @@ class Inbound(asyncio.Protocol):
         self.resume_writing()
 
     def eof_received(self) -> None:
-        """Who waits for an answer and can hear nothing more has gone; closing politely would first write all of it."""
-        if self._turn is not None:
+        """Who waits for an answer and can hear nothing more has gone; closing politely would first write all of it.
+        What is ready is delivered all the same: to who has only ended what it sends, and waits for that."""
+        turn = self._turn
+        if turn is not None and not self._held:
             self.transport.abort()
+            return
+        self._deaf = True
+        self._turn = self._fresh = None
+        self._ahead.clear()
+        self._close()
+        if turn is not None:
+            turn.leave()
 
     def pause_writing(self) -> None:
         self.write_paused = True
