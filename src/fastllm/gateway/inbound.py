@@ -27,8 +27,8 @@ from .outbox import WRITE_HIGH, WRITE_LOW, Patience, Shared
 from .turn import STATUS_LINE, Turn
 
 MOST_WAITING = 64 * 1024  # bytes of a body that nobody takes: above it the connection is not read
-MOST_AHEAD = 8  # requests that came before the answer to an earlier one, and those of the STEP that fills it
-STEP = 512  # bytes parsed at least before it is asked whether there is room for more
+MOST_AHEAD = 8  # requests that came before the answer to an earlier one: with so many no more is parsed
+STEP = 512  # bytes at least that are parsed together, whatever is in them
 _HEAD_END = b"\r\n\r\n"
 UNSENT = 32 * 1024  # bytes that the kernel takes of us beyond what is on its way
 _UNSENT_OPTION = getattr(socket, "TCP_NOTSENT_LOWAT", None)

@@ -85,7 +85,9 @@ class Patience:
     def _look(self) -> None:
         self._timer = None
         unread: int = self._transport.get_write_buffer_size()
-        if unread and self._unread - unread < WRITE_HIGH:
+        if not unread:
+            return
+        if self._unread - unread < WRITE_HIGH:
             self._transport.abort()
         else:
             self.begin()
