@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
 from fastllm.answers import Usage
 from fastllm.gateway.auth import Tenant
+from fastllm.loop import new_event_loop
 from fastllm.options import Limits, Retry, Timeout
 from fastllm.testing import MockConfig
 from kits.gateway import BODY, CHAT, Wire, connection, head_and_body, served
@@ -192,3 +195,64 @@ async def test_a_reader_that_stalls_stops_the_provider_and_is_dropped_in_the_end
             await gate.idle()
         assert gate.records[-1].status == 499
         assert gate.records[-1].sent_bytes < 8_000_000
+
+
+@asynccontextmanager
+async def deaf(port: int, data: bytes) -> AsyncIterator[None]:
+    """A client that sends this and reads nothing, nor does its kernel take much for it."""
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", port))
+        await asyncio.get_running_loop().sock_sendall(client, data)
+        yield
+
+
+LARGE = head_and_body("POST", "/v1/embeddings", {"model": "m", "input": ["a"] * 500})
+
+
+@pytest.mark.fault("83")
+@pytest.mark.parametrize(
+    "data",
+    [LARGE, LARGE * 3, LARGE.replace(b"HTTP/1.1", b"HTTP/1.0")],
+    ids=["one", "the next one waits", "closed behind it"],
+)
+async def test_who_does_not_read_whole_answers_is_dropped_too(data: bytes) -> None:
+    async with served(write_seconds=0.3) as gate, deaf(gate.server.port, data):
+        connections = gate.server._uvicorn.server_state.connections
+        await until(lambda: gate.records)
+        await until(lambda: not connections)
+        await gate.idle()
+
+
+async def test_who_reads_slowly_gets_a_whole_answer_however_long_that_takes() -> None:
+    """Patience is asked for what is read in `write_seconds`, not for all of an answer."""
+    async with served(write_seconds=0.2) as gate, connection(gate.server.port) as wire:
+        wire.writer.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        await wire.send(LARGE.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1))
+        answer = await wire.head()
+        size = int(answer.headers["content-length"])
+        wire.reader._limit = 1024  # it stops reading beyond twice that
+        step = size // 20 + 1
+        for start in range(0, size, step):
+            await asyncio.sleep(0.05)
+            await wire.reader.readexactly(min(step, size - start))
+        assert await wire.ends() == b""
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, new_event_loop], ids=["asyncio", "ours"])
+def test_who_only_ends_what_it_sends_gets_the_answer_that_is_ready(new_loop: Any) -> None:
+    async def scenario() -> None:
+        async with served(SLOW) as gate:
+            get = head_and_body("GET", "/health/live")
+            for data in (get, get + head_and_body("POST", CHAT, BODY)):
+                for _ in range(5):
+                    async with connection(gate.server.port) as wire:
+                        wire.writer.write(data)
+                        wire.writer.write_eof()
+                        assert (await wire.ends()).count(b"HTTP/1.1 200 OK") == 1
+            await gate.idle()
+            await until(lambda: not gate.server._uvicorn.server_state.connections)
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(scenario())

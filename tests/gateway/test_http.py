@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 
 import msgspec
 import pytest
 
+from fastllm.gateway.inbound import MOST_AHEAD
+from fastllm.testing import MockConfig
 from kits.gateway import BODY, CHAT, connection, head_and_body, served
 
 JSON = msgspec.json.encode(BODY)
@@ -198,3 +201,35 @@ async def test_an_upgrade_is_not_taken_and_hides_nothing() -> None:
         await wire.send(b"GET /v1/realtime HTTP/1.1\r\nhost: localhost\r\n" + upgrade + b"\r\n" + SMUGGLED)
         assert (await wire.answer()).status == 404
         assert await wire.ends() == b""
+
+
+GET = b"GET /health/live HTTP/1.1\r\nhost: localhost\r\n\r\n"
+
+
+@pytest.mark.fault("85")
+async def test_of_requests_that_come_at_once_only_some_are_taken_in_and_all_are_answered() -> None:
+    """Each would hold kilobytes, whether it comes with others in one read or not."""
+    bad = post(b"transfer-encoding: chunked\r\n", b"2\r\n{}\r\n0\r\n\r\n")
+    async with served(MockConfig(latency=0.3)) as gateway, connection(gateway.server.port) as wire:
+        wire.writer.write(head_and_body("POST", CHAT, BODY) + (GET * 3 + bad) * 1000)
+        while not gateway.mock.stats.in_flight:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        (inbound,) = gateway.server._uvicorn.server_state.connections
+        most = 0
+        for expected in [200, *[200, 200, 200, 400] * 1000]:
+            most = max(most, len(inbound._ahead))
+            assert (await wire.answer()).status == expected
+        assert MOST_AHEAD <= most < 4 * MOST_AHEAD
+
+
+async def test_a_head_that_we_do_not_read_on_ourselves_is_not_late() -> None:
+    async with served(MockConfig(latency=0.6), header_seconds=0.2) as gateway, connection(gateway.server.port) as wire:
+        await wire.send(head_and_body("POST", CHAT, BODY))
+        while not gateway.mock.stats.in_flight:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        await wire.send(GET * MOST_AHEAD + GET[:8])
+        for _ in range(1 + MOST_AHEAD):
+            assert (await wire.answer()).status == 200
+        await wire.send(GET[8:] + GET[:8])
+        assert (await wire.answer()).status == 200
+        assert (await wire.answer()).status == 408

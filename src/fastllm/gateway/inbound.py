@@ -23,13 +23,13 @@ import httptools
 from .config import GatewayOptions
 from .exchange import ASGI, WIRE, Scope
 from .faces import OPENAI, Fault
-from .outbox import Shared
+from .outbox import WRITE_HIGH, WRITE_LOW, Patience, Shared
 from .turn import STATUS_LINE, Turn
 
 MOST_WAITING = 64 * 1024  # bytes of a body that nobody takes: above it the connection is not read
-MOST_AHEAD = 8  # requests that came before the answer to an earlier one
-# What a client does not read waits for it at the provider, not here: the kernel would take megabytes for each.
-WRITE_HIGH, WRITE_LOW = 16 * 1024, 4 * 1024
+MOST_AHEAD = 8  # requests that came before the answer to an earlier one: with so many no more is parsed
+STEP = 512  # bytes at least that are parsed together, whatever is in them
+_HEAD_END = b"\r\n\r\n"
 UNSENT = 32 * 1024  # bytes that the kernel takes of us beyond what is on its way
 _UNSENT_OPTION = getattr(socket, "TCP_NOTSENT_LOWAT", None)
 _HEAD_TOO_LARGE = Fault(status=431, message="the request's head is too large", code="head_too_large")
@@ -47,8 +47,8 @@ class Inbound(asyncio.Protocol):
     __slots__ = (
         "_address", "_ahead", "_app", "_at", "_body_came", "_connections", "_deaf", "_drains", "_due",
         "_ended", "_expects", "_fault", "_fresh", "_head_bytes", "_headers", "_held", "_hosts", "_in_head", "_limits",
-        "_loop", "_other_bytes", "_parser", "_read_paused", "_reading", "_shared", "_state", "_timer", "_turn", "_url",
-        "tasks", "transport", "write_paused",
+        "_loop", "_other_bytes", "_parser", "_patience", "_read_paused", "_reading", "_rest", "_shared", "_state",
+        "_timer", "_turn", "_url", "tasks", "transport", "write_paused",
     )  # fmt: skip
 
     def __init__(self, app: ASGI, limits: GatewayOptions, shared: Shared, *, server_state: Any, **_: Any) -> None:
@@ -70,6 +70,7 @@ class Inbound(asyncio.Protocol):
         self._ahead: deque[Turn] = deque()
         self._drains: list[asyncio.Future[None]] = []
         self.write_paused = self._read_paused = False
+        self._rest = b""  # came, and is parsed when there is room: all the time reading is paused
         self._deaf = False  # what comes is not for us any more
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
@@ -87,6 +88,7 @@ class Inbound(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
+        self._patience = Patience(transport, self._limits.write_seconds, self._loop)
         transport.set_write_buffer_limits(WRITE_HIGH, WRITE_LOW)
         sock = transport.get_extra_info("socket")
         if _UNSENT_OPTION is not None and sock is not None:
@@ -103,8 +105,9 @@ class Inbound(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._patience.end()
         self._deaf = True
-        self._held = b""
+        self._held = self._rest = b""
         self._parser = self._fresh = self._reading = None
         self._ahead.clear()
         turn, self._turn = self._turn, None
@@ -113,21 +116,51 @@ class Inbound(asyncio.Protocol):
         self.resume_writing()
 
     def eof_received(self) -> None:
-        """Who waits for an answer and can hear nothing more has gone; closing politely would first write all of it."""
-        if self._turn is not None:
+        """Who waits for an answer and can hear nothing more has gone; closing politely would first write all of it.
+        What is ready is delivered all the same: to who has only ended what it sends, and waits for that."""
+        turn = self._turn
+        if turn is not None and not self._held:
             self.transport.abort()
+            return
+        self._deaf = True
+        self._turn = self._fresh = None
+        self._ahead.clear()
+        self._close()
+        if turn is not None:
+            turn.leave()
 
     def pause_writing(self) -> None:
         self.write_paused = True
+        self._patience.begin()
 
     def resume_writing(self) -> None:
         self.write_paused = False
+        if not self.transport.is_closing():
+            self._patience.end()
         drains, self._drains = self._drains, []
         for waiter in drains:
             if not waiter.done():
                 waiter.set_result(None)
 
     def data_received(self, data: bytes) -> None:
+        if len(data) <= STEP or data.count(_HEAD_END) + len(self._ahead) <= MOST_AHEAD:
+            self._parse(data)
+        else:
+            self._parse_some(data)
+
+    def _parse_some(self, data: bytes) -> None:
+        """Parse while there is room, and keep the rest: the parser takes all that it is given."""
+        start = 0
+        while start < len(data) and not self._deaf:
+            if self._is_full():  # and reading is paused
+                self._rest = data[start:]
+                return
+            end = data.find(_HEAD_END, start + STEP)
+            end = len(data) if end < 0 else end + len(_HEAD_END)
+            self._parse(data[start:end])
+            start = end
+
+    def _parse(self, data: bytes) -> None:
         if self._deaf:
             return
         size = len(data)
@@ -258,6 +291,8 @@ class Inbound(asyncio.Protocol):
             self._head_bytes = 0
         if self._head_bytes > self._limits.header_bytes:
             self._refuse(_HEAD_TOO_LARGE)
+        elif self._read_paused:  # it is not late while we do not read it
+            self._due = math.inf
         elif self._ended or self._due - time.monotonic() > self._limits.header_seconds:
             self._await(self._limits.header_seconds)
 
@@ -318,6 +353,8 @@ class Inbound(asyncio.Protocol):
         """Write now, behind what is held."""
         if self._held:
             self.deliver()
+        if self.write_paused:
+            self._patience.grew(len(data))
         self.transport.write(data)
 
     def post(self, data: bytes) -> None:
@@ -331,11 +368,12 @@ class Inbound(asyncio.Protocol):
         """Write what is held, if anything."""
         data, self._held = self._held, b""
         if data:
-            self.transport.write(data)
+            self.write(data)
 
     def _close(self) -> None:
         self.deliver()
         self.transport.close()
+        self._patience.begin()  # until the connection is lost
 
     def answered(self, turn: Turn) -> None:
         """Go on with the next request, or wait for one."""
@@ -365,11 +403,27 @@ class Inbound(asyncio.Protocol):
             self._read_paused = True
             self.transport.pause_reading()
 
+    def _is_full(self) -> bool:
+        turn = self._reading
+        waits = turn is not None and not turn.complete and turn.size > MOST_WAITING
+        return waits or len(self._ahead) >= MOST_AHEAD
+
     def read_on(self) -> None:
         """Read again, if that was paused and there is room."""
-        if self._read_paused and len(self._ahead) < MOST_AHEAD and not self.transport.is_closing():
-            self._read_paused = False
-            self.transport.resume_reading()
+        if self._read_paused and not (self._is_full() or self.transport.is_closing()):
+            if self._rest:  # the parser calls turns, one of which may be calling here
+                self._loop.call_soon(self._go_on)
+            else:
+                self._read_paused = False
+                self.transport.resume_reading()
+                if self._in_head:
+                    self._await(self._limits.header_seconds)
+
+    def _go_on(self) -> None:
+        rest, self._rest = self._rest, b""
+        if rest and not self.transport.is_closing():
+            self._parse_some(rest)
+            self.read_on()
 
     def shutdown(self) -> None:
         """Close once what is under way has been answered."""
