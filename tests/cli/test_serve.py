@@ -54,6 +54,34 @@ def test_it_serves_reads_its_settings_again_on_sighup_and_ends_on_sigterm(tmp_pa
         assert KEY not in "".join(lines) and "upstream" not in "".join(lines)
 
 
+def test_what_cannot_be_served_is_not_reloaded_and_all_stays_as_it_is(tmp_path: Path) -> None:
+    with serve_in_thread(MockConfig(api_key="upstream")) as mock:
+        path, prices = tmp_path / "fastllm.toml", tmp_path / "prices.toml"
+        good = FILE.format(more="", base_url=mock.base_url)
+        path.write_text(good)
+        prices.write_text("= no TOML")
+        with serving(tmp_path, OURS="upstream", GROQ_API_KEY="") as (process, origin):
+            assert process.stderr is not None
+            for text, says in (
+                (good + 'fallbacks = ["nope/x"]\n', "routes.ours: no provider 'nope'"),
+                (good + 'fallbacks = ["groq/llama-3"]\n', "GROQ_API_KEY"),
+                (f'prices = "{prices}"\n{good}', "prices.toml"),
+                (None, f"the file it began with ({path}) is gone"),
+            ):
+                path.unlink()
+                if text is not None:
+                    path.write_text(text)
+                process.send_signal(signal.SIGHUP)
+                said = process.stderr.readline()
+                assert said.startswith("fastllm: error: not reloaded: ") and says in said
+                assert post(origin, "ours")[0] == 200
+                path.write_text(good)
+            process.send_signal(signal.SIGHUP)
+            process.send_signal(signal.SIGHUP)
+            assert process.stderr.readline() == "fastllm: reloaded\n"
+            assert post(origin, "ours")[0] == 200
+
+
 def test_a_check_says_what_would_be_served_and_serves_nothing(tmp_path: Path) -> None:
     (tmp_path / "fastllm.toml").write_text(FILE.format(more='models = ["openai/*"]', base_url="http://127.0.0.1:9/v1"))
     done = command(tmp_path, "--check", "--model", "groq/x", GROQ_API_KEY="k", OURS="k")

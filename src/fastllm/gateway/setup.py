@@ -133,6 +133,8 @@ async def check(setup: Setup) -> list[str]:
     """Make every endpoint of the routes and of the default model, without asking anybody: gives what is served, in
     words. ConfigError names what is wrong."""
     setup.options.check_door(has_keys=setup.keys is not None)
+    if setup.engine.prices is not None:
+        build.price_table(setup.engine.prices)  # should no endpoint need it yet
     engine = build.engine(setup.engine)
     lines = []
     try:
