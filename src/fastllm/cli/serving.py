@@ -20,13 +20,14 @@ from ..errors import ConfigError, FastLLMError
 from ..gateway.access import AccessLog
 from ..gateway.app import OPERATIONS, Gateway
 from ..gateway.beside import Beside
+from ..gateway.checks import check, check_shared
 from ..gateway.crew import Member
 from ..gateway.exchange import ASGI
 from ..gateway.keys_api import PATH as KEYS, KeysAPI
 from ..gateway.metrics import Metrics
 from ..gateway.record import Listener
 from ..gateway.server import Server
-from ..gateway.setup import Setup, check, check_shared, in_crew, open_gateway, read, reload
+from ..gateway.setup import Setup, in_crew, open_gateway, read, reload
 from ..gateway.tenancy import Tenancy
 from ..providers.vendors import VENDORS
 from .gateway_page import gateway_dashboard, reading_of_gateway
