@@ -87,6 +87,7 @@ class Serving:
             engine = build.engine(msgspec.structs.replace(setup.engine, observers=observers))
             stack.push_async_callback(engine.aclose)
             gateway = open_gateway(setup, engine, listeners, tenancy, metrics)
+            tenancy.watch(gateway)
             app: ASGI | None = None if tracing is None else tracing.around(gateway)
             server = Server(gateway, app, listening=None if place is None else place.socket())
             server.on_signals(lambda: self._want(gateway))
