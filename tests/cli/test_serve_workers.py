@@ -147,6 +147,17 @@ def test_a_local_model_is_not_loaded_in_each_of_them(tmp_path: Path) -> None:
     assert "local/smollm2 is loaded by one process" in ended.stderr
 
 
+def test_a_local_model_is_not_reloaded_into_each_of_them(tmp_path: Path, mock: MockServer) -> None:
+    keys = settled(tmp_path, mock)
+    with serving(tmp_path, "--workers", "2", **keys) as (process, origin):
+        path = tmp_path / "fastllm.toml"
+        path.write_text(path.read_text() + 'fallbacks = ["local/smollm2"]\n')
+        process.send_signal(signal.SIGHUP)
+        assert process.stderr is not None
+        assert "not reloaded: local/smollm2 is loaded by one process" in process.stderr.readline()
+        assert post(origin, "ours", **HEADER)[0] == 200
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

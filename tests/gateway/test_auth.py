@@ -116,6 +116,7 @@ async def test_a_tenants_answers_are_kept_for_itself_alone() -> None:
 async def test_stored_keys_are_looked_up_beside_the_master_key() -> None:
     class Key:
         id, models = "k1", ["m"]
+        expires = None
 
     class Store:
         def find(self, secret: str) -> Any:

@@ -12,8 +12,9 @@ from click.testing import CliRunner
 from fastllm.cli import cli
 from fastllm.errors import ConfigError, MissingKeyError
 from fastllm.gateway.catalog import MOST_NAMES, Catalog, catalog_of
+from fastllm.gateway.checks import check
 from fastllm.gateway.config import ATTEMPTS, GatewayOptions, resolve, retry_of, timeout_of
-from fastllm.gateway.setup import check, read
+from fastllm.gateway.setup import read
 from fastllm.settings import load_settings, unknown_variables
 from kits.gateway import KEY
 

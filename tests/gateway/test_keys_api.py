@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from fastllm.gateway.auth import MasterKey, StoredKeys
+from fastllm.gateway.keys import KeyStore
 from fastllm.gateway.keys_api import KeysAPI
 from fastllm.gateway.tenancy import Tenancy
 from kits.gateway import KEY, Served, connection, served
@@ -135,3 +137,33 @@ async def test_a_key_that_is_not_there_and_other_paths(tmp_path: Path) -> None:
         assert (await client.ask("POST", "/keys/team/rotate", {"seconds": 1}))[0] == 400
         assert (await client.ask("POST", "/keys", {"name": "team"}))[0] == 400
         assert (await client.ask("GET", "/keys?all=yes"))[0] == 400
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/models"),
+        ("GET", "/v1/models/m"),
+        ("GET", "/metrics"),
+        ("GET", "/v1/keys"),
+        ("GET", "/v1/nothing"),
+        ("POST", "/v1/responses/input_tokens"),
+        ("POST", "/v1/messages/count_tokens"),
+        ("POST", "/v1/messages"),
+        ("POST", "/v1/chat/completions"),
+    ],
+)
+async def test_a_key_whose_time_is_over_opens_nothing(method: str, path: str, tmp_path: Path) -> None:
+    async with keyed(tmp_path) as client:
+        now = time.time()
+        past = KeyStore(client.tenancy.database, wall=lambda: now - 3600)
+        key, secret = past.create("old", expires=now - 10)
+        past.close()
+        client.tenancy.store.refresh()
+        status, answer = await client.ask(method, path, {"model": "m"} if method == "POST" else None, secret)
+        kind = {"type": "error"} if "/messages" in path else {}
+        assert status == 403 and answer.items() >= kind.items()
+        assert "is expired" in answer["error"]["message"] and answer["error"]["type"] == "permission_error"
+        assert ("code" not in answer["error"]) if kind else (answer["error"]["code"] == "key_expired")
+        (record,) = client.gate.records
+        assert (record.tenant, record.error) == (key.id, "key_expired")

@@ -10,8 +10,11 @@ import pytest
 from fastllm.answers import Usage
 from fastllm.errors import RateLimitError
 from fastllm.gateway.auth import MasterKey, StoredKeys
+from fastllm.gateway.catalog import Catalog
 from fastllm.gateway.record import Record
 from fastllm.gateway.tenancy import Tenancy
+from fastllm.testing import MockConfig
+from kits.gateway import BODY, served
 
 
 @pytest.fixture
@@ -54,6 +57,20 @@ def test_what_was_asked_is_written_down(tenancy: Tenancy) -> None:
     (row,) = tenancy.usage.query(by=["key", "model"])
     assert (row.key, row.model, row.requests, row.prompt_tokens, row.completion_tokens) == ("k", "m", 1, 3, 4)
     assert row.cost_usd == 0.25
+
+
+async def test_names_that_clients_make_up_are_no_rows_of_their_own(tenancy: Tenancy) -> None:
+    async with served(MockConfig(), catalog=Catalog(["m", "x-*"]), listeners=[tenancy.add]) as gate:
+        tenancy.watch(gate.gateway)
+        assert (await gate.ask(body={**BODY, "model": "x-1"})).status == 200
+        for name in ("m", "x-1", *(f"x-made-up-{number}" for number in range(3))):
+            gate.mock.script(["404"])
+            assert (await gate.ask(body={**BODY, "model": name})).status == 404
+        for number in range(30):
+            assert (await gate.ask(body={**BODY, "model": f"made-up-{number}"})).status == 404
+    rows = tenancy.usage.query(by=["model"])
+    assert {row.model: (row.requests, row.errors) for row in rows} == {"other": (33, 33), "x-1": (2, 1), "m": (1, 1)}
+    assert {row.endpoint for row in tenancy.usage.query(by=["endpoint"])} == {"", "other", "x-1", "m"}
 
 
 @pytest.mark.parametrize("end", ["settle", "release"])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from contextlib import AsyncExitStack, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -14,10 +16,11 @@ from .. import build, loop
 from ..dashboard.ended import Ended
 from ..dashboard.shared import Shared
 from ..engine.events import Observer
-from ..errors import ConfigError
+from ..errors import ConfigError, FastLLMError
 from ..gateway.access import AccessLog
 from ..gateway.app import OPERATIONS, Gateway
 from ..gateway.beside import Beside
+from ..gateway.checks import check, check_shared
 from ..gateway.crew import Member
 from ..gateway.exchange import ASGI
 from ..gateway.keys_api import PATH as KEYS, KeysAPI
@@ -26,6 +29,7 @@ from ..gateway.record import Listener
 from ..gateway.server import Server
 from ..gateway.setup import Setup, in_crew, open_gateway, read, reload
 from ..gateway.tenancy import Tenancy
+from ..providers.vendors import VENDORS
 from .gateway_page import gateway_dashboard, reading_of_gateway
 from .say import Saying, say
 
@@ -47,6 +51,9 @@ class Serving:
         self._tenancy = tenancy
         self._flags = flags
         self._place = place
+        self._file = _file_of(setup)
+        self._wanted = False  # that the settings are read again
+        self._reloading: asyncio.Task[None] | None = None
 
     def run(self) -> int:
         """Serve until a signal; gives the exit status."""
@@ -80,9 +87,11 @@ class Serving:
             engine = build.engine(msgspec.structs.replace(setup.engine, observers=observers))
             stack.push_async_callback(engine.aclose)
             gateway = open_gateway(setup, engine, listeners, tenancy, metrics)
+            tenancy.watch(gateway)
             app: ASGI | None = None if tracing is None else tracing.around(gateway)
             server = Server(gateway, app, listening=None if place is None else place.socket())
-            server.on_signals(lambda: self._reload(gateway))
+            server.on_signals(lambda: self._want(gateway))
+            stack.push_async_callback(self._end_reloading)
             beside = await stack.enter_async_context(Beside(gateway, setup.engine, tenancy.database))
             for prefix in ("", "/v1"):
                 gateway.mounts[f"{prefix}{KEYS}"] = KeysAPI(tenancy.store, tenancy.tenants)
@@ -103,15 +112,45 @@ class Serving:
             self._place.follow(server.stop)
             self._place.ready()
 
-    def _reload(self, gateway: Gateway) -> None:
-        """Read the settings again; where they are wrong, everything stays as it is."""
+    def _want(self, gateway: Gateway) -> None:
+        """Read the settings again, now or once that is done which is read already: the last one holds."""
+        self._wanted = True
+        if self._reloading is None or self._reloading.done():
+            self._reloading = asyncio.create_task(self._reload_all(gateway), name="fastllm-reload")
+
+    async def _reload_all(self, gateway: Gateway) -> None:
+        while self._wanted:
+            self._wanted = False
+            await self._reload(gateway)
+
+    async def _end_reloading(self) -> None:
+        if self._reloading is not None:
+            self._reloading.cancel()
+            await asyncio.wait([self._reloading])
+
+    async def _reload(self, gateway: Gateway) -> None:
+        """Read the settings again and check them as a whole; where they are wrong, everything stays as it is."""
+        vendors = dict(VENDORS)
         try:
-            setup = in_crew(self._tenancy.join(read(self._flags, os.environ)), self._place)
-            left = reload(gateway, setup)
-        except ConfigError as error:
+            setup = await self._read_again()
+            left = reload(gateway, in_crew(setup, self._place))
+        except (FastLLMError, OSError) as error:
+            VENDORS.clear()
+            VENDORS.update(vendors)  # reading has registered those of the file
             self._tell(f"fastllm: error: not reloaded: {error}")
             return
+        self._file = _file_of(setup)
         self._tell("fastllm: reloaded" + (f"; {', '.join(left)} will change with the next start" if left else ""))
+
+    async def _read_again(self) -> Setup:
+        if self._file is not None and not self._file.exists():
+            raise ConfigError(f"the file it began with ({self._file}) is gone")
+        setup = self._tenancy.join(read(self._flags, os.environ))
+        if self._place is not None:
+            check_shared(setup)
+        # The cache stays, and nobody else is to open its files meanwhile.
+        await check(msgspec.structs.replace(setup, engine=msgspec.structs.replace(setup.engine, cache=None)))
+        return setup
 
     def _tell(self, text: str) -> None:
         if self._place is None or not self._place.index:
@@ -119,3 +158,9 @@ class Serving:
 
     def __repr__(self) -> str:
         return f"<Serving {self._setup!r}>"
+
+
+def _file_of(setup: Setup) -> Path | None:
+    """Give the file that the settings were read from, None where there is none."""
+    path = Path(setup.settings.place).absolute()
+    return path if path.exists() else None

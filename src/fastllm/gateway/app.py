@@ -160,8 +160,7 @@ class Gateway:
                 return
             text = f"{exchange.path[:100]} takes {_allowed(route)}, not {method[:20]}"
             raise Refusal(405, text, code="method_not_allowed", headers={"allow": _allowed(route)})
-        tenant = self._anybody if route.open else await self._tenant(exchange)
-        record.tenant = tenant.id
+        tenant = self._anybody if route.open else await self._tenant(exchange, record)
         await route.serve(self, exchange, tenant, rest, record)
 
     async def _elsewhere(self, exchange: Exchange, record: Record) -> None:
@@ -169,18 +168,18 @@ class Gateway:
         for apps, is_open in ((self.mounts, False), (self.pages, True)):
             for prefix, app in apps.items():
                 if exchange.path == prefix or exchange.path.startswith(prefix.rstrip("/") + "/"):
-                    tenant = self._anybody if is_open else await self._tenant(exchange)
-                    record.tenant, record.route = tenant.id, prefix.removeprefix("/v1")
+                    tenant = self._anybody if is_open else await self._tenant(exchange, record)
+                    record.route = prefix.removeprefix("/v1")
                     exchange.scope.update({"fastllm.tenant": tenant, "fastllm.exchange": exchange})
                     await exchange.hand_over(app)
                     return
-        await self._tenant(exchange)
+        await self._tenant(exchange, record)
         raise Refusal(404, f"there is no {exchange.method[:20]} {exchange.path[:100]} here", code="unknown_url")
 
     # The door
 
-    async def _tenant(self, exchange: Exchange) -> Tenant:
-        """Say who asks. Refusal where nobody knows."""
+    async def _tenant(self, exchange: Exchange, record: Record) -> Tenant:
+        """Say who asks. Refusal where nobody knows, PermissionDeniedError where the key's time is over."""
         if self.keys is None:
             self._check_origin(exchange)
             return self._anybody
@@ -194,6 +193,8 @@ class Gateway:
             found = await found
         if found is None:
             raise Refusal(401, "this API key is not known here", code="invalid_api_key")
+        record.tenant = found.id
+        found.check_valid(record.at)
         return found
 
     def _check_origin(self, exchange: Exchange) -> None:

@@ -16,19 +16,33 @@ from typing import Any, Protocol
 import msgspec
 
 from ..answers import Usage
+from ..errors import PermissionDeniedError
 
 MASTER = "master"
 
 
 class Tenant(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """Whom a request belongs to. `models` are the names or patterns that it may ask for (None: all that are served),
-    `key` is what `Admissions` knows it by (None: it has no limits)."""
+    `key` is what `Admissions` knows it by (None: it has no limits), `expires` until when it gets in, in seconds since
+    the epoch (None: for good)."""
 
     id: str
     models: Sequence[str] | None = None
     is_master: bool = False
     key: Any = None
     namespace: str = ""
+    expires: float | None = None
+
+    def check_valid(self, now: float) -> None:
+        """Raise PermissionDeniedError where its time is over."""
+        if self.expires is not None and now >= self.expires:
+            raise PermissionDeniedError(
+                "this key is expired: ask whoever runs this gateway for another",
+                status_code=403,
+                code="key_expired",
+                type="permission_error",
+                sent=False,
+            )
 
     def may_ask(self, model: str) -> bool:
         """Tell whether it may ask for this model."""
@@ -113,7 +127,8 @@ class StoredKeys:
     def _of(self, key: Any) -> Tenant:
         known = self._tenants.get(key.id)
         if known is None or known.key is not key:
-            known = Tenant(id=key.id, models=key.models, key=key, namespace=f"{self._namespace}/{key.id}")
+            space = f"{self._namespace}/{key.id}"
+            known = Tenant(id=key.id, models=key.models, key=key, namespace=space, expires=key.expires)
             self._tenants[key.id] = known
         return known
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -159,7 +160,10 @@ def passed_through(options: GatewayOptions, engine: EngineOptions, environ: Mapp
     found: list[str] = []
     for name in options.passthrough:
         if name != "*" and (name not in VENDORS or name == LOCAL or name in _TAKEN):
-            raise ConfigError(f"gateway.passthrough: there is no provider {name!r} that could be passed through to")
+            near = difflib.get_close_matches(name, VENDORS.keys() - _TAKEN, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            text = f"there is no provider {name!r} that could be passed through to{hint}"
+            raise ConfigError(f"gateway.passthrough: {text}")
         found += keyed if name == "*" else [name]
     if found and engine.budget is not None and engine.unknown_price == "refuse":
         raise ConfigError(

@@ -19,6 +19,7 @@ from .auth import Tenant
 from .config import GatewayOptions
 
 CREATED = 1_750_000_000  # nobody knows when a model was made; clients want a number
+OPENAI_MODELS = ("gpt-*", "o1*", "o3*", "o4*", "text-embedding-*", "omni-moderation-*")
 MOST_NAMES = 10_000  # of models that match a pattern: each has an endpoint of its own
 
 
@@ -99,5 +100,5 @@ def catalog_of(settings: Settings, options: GatewayOptions, environ: Mapping[str
     keyed = [name for name, vendor in VENDORS.items() if any(environ.get(key) for key in vendor.key_env)]
     patterns = [pattern for name in keyed if name != LOCAL for pattern in (f"{name}/*", f"{name}:*")]
     if "openai" in keyed:  # whose models may go without its name
-        patterns += ["gpt-*", "o1*", "o3*", "o4*", "text-embedding-*", "omni-moderation-*"]
+        patterns += OPENAI_MODELS
     return Catalog([*settings.routes, *patterns], default)

@@ -170,7 +170,7 @@ class KeyStore:
     def find(self, secret: str) -> VirtualKey | None:
         """Give the key that this secret belongs to; None for a secret that is unknown, revoked or was rotated away.
 
-        An expired key is given, so that its owner can be told; `Tenants.admit` refuses it.
+        An expired key is given, so that its owner can be told; the door refuses it, and `Tenants.admit`.
         """
         if self._now() >= self._look_at:
             self.refresh()

