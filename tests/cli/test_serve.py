@@ -51,7 +51,7 @@ def test_it_serves_reads_its_settings_again_on_sighup_and_ends_on_sigterm(tmp_pa
             assert KEY not in counted and "upstream" not in counted
             process.send_signal(signal.SIGTERM)
             assert process.wait(timeout=20) == 0
-            assert process.stderr.read() == ""
+            assert process.stderr.read() == "fastllm: stopping\n"
         lines = (tmp_path / "access.log").read_text().splitlines()
         assert [json.loads(line)["status"] for line in lines] == [401, 200, 404, 200, 200, 404, 200]
         assert KEY not in "".join(lines) and "upstream" not in "".join(lines)
@@ -202,7 +202,7 @@ def test_with_otel_spans_and_metrics_go_where_the_standard_variables_say(tmp_pat
                 assert post(origin, "ours", traceparent=parent)[0] == 200
                 process.send_signal(signal.SIGTERM)  # what is left is sent at the end
                 assert process.wait(timeout=20) == 0
-                assert process.stderr is not None and process.stderr.read() == ""
+                assert process.stderr is not None and process.stderr.read() == "fastllm: stopping\n"
         finally:
             collector.shutdown()
             thread.join()

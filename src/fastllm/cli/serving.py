@@ -90,7 +90,7 @@ class Serving:
             tenancy.watch(gateway)
             app: ASGI | None = None if tracing is None else tracing.around(gateway)
             server = Server(gateway, app, listening=None if place is None else place.socket())
-            server.on_signals(lambda: self._want(gateway))
+            server.on_signals(lambda: self._want(gateway), lambda: self._say_that_it_stops(gateway))
             stack.push_async_callback(self._end_reloading)
             beside = await stack.enter_async_context(Beside(gateway, setup.engine, tenancy.database))
             for prefix in ("", "/v1"):
@@ -155,6 +155,14 @@ class Serving:
     def _tell(self, text: str) -> None:
         if self._place is None or not self._place.index:
             say(text)
+
+    def _say_that_it_stops(self, gateway: Gateway) -> None:
+        if self._place is not None:  # each of several has its own number: the first process says it for all
+            return
+        count = gateway.under_way
+        what = "1 request" if count == 1 else f"{count:,} requests"
+        more = f"; up to {gateway.options.drain:g} s for {what} under way (again: at once)" if count else ""
+        say(f"fastllm: stopping{more}")
 
     def __repr__(self) -> str:
         return f"<Serving {self._setup!r}>"

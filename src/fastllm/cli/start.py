@@ -62,7 +62,8 @@ def _crew(setup: Setup, size: int) -> int:
     with bound(options.host, options.port) as listening, tempfile.TemporaryDirectory(prefix="fastllm-serve-") as folder:
         origin = origin_of(options.host, listening.getsockname()[1])
         logging.getLogger("fastllm").addHandler(Saying())
-        crew = Crew([sys.executable, "-m", "fastllm.cli", *sys.argv[1:], "--member"], size, listening, Path(folder))
+        command = [sys.executable, "-m", "fastllm.cli", *sys.argv[1:], "--member"]
+        crew = Crew(command, size, listening, Path(folder), on_stop=lambda: say("fastllm: stopping"))
         status = crew.run(lambda: say_where(origin))
     if status:
         say("fastllm: error: the processes that serve died; what they said stands above")

@@ -104,7 +104,16 @@ class _Process(msgspec.Struct):
 class Crew:
     """`size` processes of `command`, to which each one's Member is added as text. `run` it in the main thread."""
 
-    def __init__(self, command: Sequence[str], size: int, listening: socket.socket, folder: Path) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        size: int,
+        listening: socket.socket,
+        folder: Path,
+        *,
+        on_stop: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._on_stop = on_stop
         self._command = tuple(command)
         self._size = size
         self._listening = listening
@@ -187,6 +196,8 @@ class Crew:
         if number not in _HANDLED:
             return
         if number != signal.SIGHUP:
+            if not self._stopping:
+                self._on_stop()
             self._stopping = True
             self._listening.close()  # nobody is to wait for an answer that will not come
         for process in self._processes:

@@ -100,11 +100,17 @@ class Server:
         await asyncio.sleep(self.gateway.options.lead)
         self._uvicorn.should_exit = True
 
-    def on_signals(self, reload: Callable[[], Any]) -> None:
-        """Stop on SIGTERM and SIGINT, `reload` on SIGHUP."""
+    def on_signals(self, reload: Callable[[], Any], tell: Callable[[], None] | None = None) -> None:
+        """Stop on SIGTERM and SIGINT, and `tell` so at the first one; `reload` on SIGHUP."""
         loop = asyncio.get_running_loop()
+
+        def stop() -> None:
+            if tell is not None and self._stopping is None:
+                tell()
+            self.stop()
+
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop)
+            loop.add_signal_handler(number, stop)
         if hasattr(signal, "SIGHUP"):
             loop.add_signal_handler(signal.SIGHUP, reload)
 
