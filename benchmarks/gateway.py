@@ -8,8 +8,8 @@ parallel requests and with a budget, and the log of usage. A pass-through is the
 transport, bytes in and out, no key, no engine; one is on uvicorn's own protocol, one on the gateway's server. CPU is
 user and system time of the server's process for each request.
 
-Added latency is open-loop: requests go out at their times whatever became of those before, to nginx that answers after
-20 ms, directly and through the gateway; each is counted from the time at which it was due.
+Added latency is open-loop: requests go out at their (random) times whatever became of those before, to nginx that
+answers after 20 ms, directly and through the gateway; each is counted from the time at which it was due.
 
 All take turns, and of each the best round counts: whatever else the machine does only ever makes it slower. Medians
 stand in parentheses. Where there are two cores or more, the server has the first to itself, and nginx and the clients
@@ -23,6 +23,7 @@ import asyncio
 import json
 import os
 import platform
+import random
 import shutil
 import signal
 import statistics
@@ -214,7 +215,10 @@ def most(one: Contestant, connections: int, seconds: int) -> None:
 
 
 async def latencies(base_url: str, key: str, rate: float, seconds: float) -> list[float]:
-    """Send at this rate and give the milliseconds of each answer, from when it was due."""
+    """Send at this rate and give the milliseconds of each answer, from when it was due.
+
+    Requests are due at random times: at a steady pace all would meet nginx's and the loop's timers, which count whole
+    milliseconds, in the same place, and be told a millisecond more or less."""
     transport = HTTPTransport(trust_env=False)
     headers = Headers({"content-type": "application/json", "authorization": f"Bearer {key}"})
     request, timeout, found = HTTPRequest(url=f"{base_url}/chat/completions", body=BODY, headers=headers), Timeout(), []
@@ -224,10 +228,11 @@ async def latencies(base_url: str, key: str, rate: float, seconds: float) -> lis
         assert answer.status == 200, answer.body
         found.append(1000 * (time.perf_counter() - due))
 
-    began = time.perf_counter()
+    chance = random.Random(1)
+    due = time.perf_counter()
     tasks = set()
-    for number in range(int(rate * seconds)):
-        due = began + number / rate
+    for _ in range(int(rate * seconds)):
+        due += chance.expovariate(rate)
         while (left := due - time.perf_counter()) > 0:  # noqa: ASYNC110
             await asyncio.sleep(left)
         task = asyncio.create_task(one(due))
