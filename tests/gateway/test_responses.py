@@ -19,7 +19,10 @@ from msgspec import Raw
 from fastllm import build
 from fastllm.build import EngineOptions
 from fastllm.errors import RateLimitError
+from fastllm.gateway.asking import check_fields
+from fastllm.gateway.auth import Tenant
 from fastllm.gateway.database import Database
+from fastllm.gateway.faces import Refusal
 from fastllm.gateway.response_store import AGE, Kept, Known, ResponseStore
 from fastllm.options import Route, Upstream
 from fastllm.testing import MockConfig, checksum_of
@@ -397,3 +400,17 @@ def test_what_is_too_old_goes(store: Any, monkeypatch: pytest.MonkeyPatch) -> No
 def test_an_id_that_could_be_a_path_is_none(store: Any, id: str) -> None:
     assert not store.add(known(id), KEPT)
     assert names_in(store._folder) == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model":"m","input":"x","previous_response_id":"resp_1"}',
+        b'{"model":"m","input":"x","previous_response_id":"resp_1","previous_response_id":null}',
+        b'{"model":"m","input":"x","previous\\u005fresponse_id":"resp_1","previous_response_id":null}',
+        b'{"model":"m","input":"x","Previous_Response_Id":"resp_1"}',
+    ],
+)
+def test_no_spelling_of_a_batchs_row_goes_on_from_a_response(body: bytes) -> None:
+    with pytest.raises(Refusal, match="cannot go on from a response"):
+        check_fields(body, "m", Tenant(id="key-a"))
