@@ -6,7 +6,7 @@ from collections.abc import Container
 from typing import Protocol
 
 from ..answers import Usage
-from ..engine.latencies import Latencies, bucket_of
+from ..engine.latencies import bucket_of
 from ..policy.names import OTHER, Names
 from .reading import Group, Reading
 
@@ -34,7 +34,7 @@ class Ended:
     def __init__(self, routes: Container[str]) -> None:
         self._routes = routes
         self._ok = self._failed = self._refused = self._cached = 0
-        self._latencies = Latencies()
+        self._latency: dict[int, int] = {}
         self._errors: dict[str, int] = {}
         self._models: dict[str, _Counts] = {}
         self._keys: dict[str, _Counts] = {}
@@ -44,6 +44,7 @@ class Ended:
         if not record.model and record.route not in self._routes:
             return  # a look at the health, say
         failed = record.status >= 400
+        bucket = -1
         if failed:
             self._failed += 1
             self._refused += record.status == 429
@@ -52,18 +53,19 @@ class Ended:
         else:
             self._ok += 1
             self._cached += record.cached
-            self._latencies.add(record.seconds)
+            bucket = bucket_of(record.seconds)
+            self._latency[bucket] = self._latency.get(bucket, 0) + 1
         if record.model and not (failed and record.status in _UNKNOWN):
             names = self._model_names  # what a client makes up is no name before it was answered for
             name = names.known.get(record.model, OTHER) if failed else names.add(record.model)
-            _counts(self._models, name).add(record, failed)
+            _counts(self._models, name).add(record, bucket)
         if record.tenant:
-            _counts(self._keys, self._key_names.add(record.tenant)).add(record, failed)
+            _counts(self._keys, self._key_names.add(record.tenant)).add(record, bucket)
 
     def into(self, reading: Reading) -> Reading:
         """Say of a reading how requests ended for the clients, where until now it said so of the engine's."""
         reading.counts |= {"ok": self._ok, "failed": self._failed, "cached": self._cached, "refused": self._refused}
-        reading.latency = self._latencies.counts()
+        reading.latency = self._latency.copy()
         reading.errors = dict(self._errors)
         reading.models = {name: counts.group() for name, counts in self._models.items()}
         reading.keys = {name: counts.group() for name, counts in self._keys.items()}
@@ -82,14 +84,14 @@ class _Counts:
         self._group = Group()
         self._latency: dict[int, int] = {}  # of hundreds of groups few buckets are in use
 
-    def add(self, record: Record, failed: bool) -> None:
+    def add(self, record: Record, bucket: int) -> None:
+        """Count one; `bucket` is that of its latency, -1 where it failed."""
         group = self._group
         group.requests += 1
-        if failed:
+        if bucket < 0:
             group.failed += 1
             return
         group.cached += record.cached
-        bucket = bucket_of(record.seconds)
         self._latency[bucket] = self._latency.get(bucket, 0) + 1
         usage = record.usage
         if usage is not None and not record.cached:

@@ -190,6 +190,11 @@ class Exchange:
         self._gone = True
         return asyncio.CancelledError("the client went away")
 
+    @property
+    def task(self) -> asyncio.Task[Any] | None:
+        """Give the task that works for it, once it is watched."""
+        return self._task
+
     # The client that goes away
 
     def watch(self) -> None:

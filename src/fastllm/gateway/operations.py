@@ -94,12 +94,12 @@ class Sending:
         self._under_way: UnderWay | None = None
         self._task: asyncio.Task[Any] | None = None
 
-    def enrol(self, under_way: UnderWay) -> None:
-        """Listen from now on, until `leave`, to what the running task sends."""
-        self._task = asyncio.current_task()
-        if self._task is not None:
+    def enrol(self, under_way: UnderWay, task: asyncio.Task[Any] | None) -> None:
+        """Listen from now on, until `leave`, to what a task sends."""
+        self._task = task
+        if task is not None:
             self._under_way = under_way
-            under_way.enrol(self._task, self)
+            under_way.enrol(task, self)
 
     def leave(self) -> None:
         if self._under_way is not None and self._task is not None:
@@ -153,7 +153,7 @@ async def operate(gate: Gate, exchange: Exchange, tenant: Tenant, path: str, mod
         _shed(gate.options, engine, endpoints[0], request)
         if gate.admissions is not None and tenant.key is not None:
             permit = _Permit(_admitted(gate.admissions, tenant, endpoints, request))
-            sending.enrol(engine.under_way)
+            sending.enrol(engine.under_way, exchange.task)
         if request.stream:
             asked.request = request
             await _streamed(exchange, engine, asked, permit, record, continuation)
