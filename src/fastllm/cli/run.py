@@ -8,6 +8,7 @@ import os
 import shlex
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,14 @@ from ..jobs.publish import NOT_THERE
 from ..jobs.runner import DEFAULT_CONCURRENCY, Job, JobResult, JournalError
 from ..jobs.team import Team
 from ..progress import Kind, Summary, make_progress, show_summary, summary, with_unseen
-from ..providers.vendors import LOCAL
+from ..providers.vendors import is_local
 from ..settings import Settings
 from . import dry_run as dry
 from .again import Again, command_to_keep
 from .options import PAYING, SENDING, check_model, local_hint, setting_options, settings_of
-from .run_page import run_dashboard
 from .say import Saying, say
 
-IN_PROCESS = (f"{LOCAL}/", f"{LOCAL}:")
+PAGE = "fastllm.cli.run_page:run_dashboard"  # loaded where it is wanted: it takes a hundredth of a second
 REASONS = 3  # kinds of failures of which one message is shown
 GRACE = 30.0  # seconds for what is in flight after Ctrl-C
 SETTINGS = (
@@ -144,7 +144,7 @@ def _done(places: Places, settings: Settings, again: Again, port: int | None) ->
     model, target = settings["model"] or "", places.output
     # A missing key or an unknown provider ends the run before there is a job. Only where a local model would have to
     # start, and there is an output already, does it start with the first row that is still to be asked.
-    at_once = bool(model) and not (model.startswith(IN_PROCESS) and target.exists())
+    at_once = bool(model) and not (is_local(model) and target.exists())
     params = {name: settings[name] for name in ("temperature", "max_tokens") if settings[name] is not None}
     schema = settings.schema()
     with open_reader(
@@ -254,7 +254,7 @@ async def _watched(engine: Engine | Team, job: Job, kind: Kind, port: int | None
 
     shown: Kind = "none" if job.nothing_to_do else kind
     progress = make_progress(shown, snapshot, lambda: job.total, already_done=lambda: job.kept)
-    with run_dashboard(port, f"run {job.output.name}", engine, job, snapshot):
+    with nullcontext() if port is None else build.load(PAGE)(port, f"run {job.output.name}", engine, job, snapshot):
         progress.start()
         try:
             result = await job.run()

@@ -19,13 +19,9 @@ from .say import say
 
 @contextmanager
 def run_dashboard(
-    port: int | None, title: str, engine: Engine | Team, job: Job, snapshot: Callable[[], Snapshot]
+    port: int, title: str, engine: Engine | Team, job: Job, snapshot: Callable[[], Snapshot]
 ) -> Iterator[None]:
-    """Show a run until the context ends; nothing where `port` is None."""
-    if port is None:
-        yield
-        return
-
+    """Show a run until the context ends."""
     meter = Meter(snapshot, lambda: job.total, already_done=lambda: job.kept)
 
     def read() -> Reading:

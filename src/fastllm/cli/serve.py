@@ -20,7 +20,7 @@ START = "fastllm.cli.start:start"  # loaded when it is to serve: --help needs no
 @click.option(
     "--otel", is_flag=True, default=None, help="Send OpenTelemetry spans and metrics where OTEL_* variables say."
 )
-@click.option("--member", hidden=True)
+@click.option("--place", hidden=True)
 @setting_options(
     "model",
     *SENDING,
@@ -32,8 +32,8 @@ START = "fastllm.cli.start:start"  # loaded when it is to serve: --help needs no
     budget="Most to spend, in US dollars, until the gateway stops. [default: no limit]",
     workers="Processes that serve, for the sake of more cores.",
 )
-def command(only_check: bool, member: str | None, **flags: Any) -> int:
+def command(only_check: bool, place: str | None, **flags: Any) -> int:
     """Serve OpenAI's and Anthropic's API in front of any provider, until Ctrl-C or SIGTERM; SIGHUP reads fastllm.toml
     again. The master key is taken from FASTLLM_MASTER_KEY; without one only this machine is served."""
     check_model(settings_of(flags))
-    return int(build.load(START)(flags, only_check=only_check, member=member))
+    return int(build.load(START)(flags, only_check=only_check, told=place))

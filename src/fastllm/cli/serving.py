@@ -21,13 +21,13 @@ from ..gateway.access import AccessLog
 from ..gateway.app import OPERATIONS, Gateway
 from ..gateway.beside import Beside
 from ..gateway.checks import check, check_shared
-from ..gateway.crew import Member
 from ..gateway.exchange import ASGI
 from ..gateway.keys_api import PATH as KEYS, KeysAPI
 from ..gateway.metrics import Metrics
 from ..gateway.record import Listener
 from ..gateway.server import Server
-from ..gateway.setup import Setup, in_crew, open_gateway, read, reload
+from ..gateway.setup import Setup, at_place, open_gateway, read, reload
+from ..gateway.supervisor import Place
 from ..gateway.tenancy import Tenancy
 from ..providers.vendors import VENDORS
 from .gateway_page import gateway_dashboard, reading_of_gateway
@@ -46,8 +46,8 @@ def say_where(origin: str) -> None:
 class Serving:
     """Serves from this process: the only one, or the one at `place` of several."""
 
-    def __init__(self, setup: Setup, tenancy: Tenancy, flags: dict[str, Any], place: Member | None = None) -> None:
-        self._setup = in_crew(setup, place)
+    def __init__(self, setup: Setup, tenancy: Tenancy, flags: dict[str, Any], place: Place | None = None) -> None:
+        self._setup = at_place(setup, place)
         self._tenancy = tenancy
         self._flags = flags
         self._place = place
@@ -133,7 +133,7 @@ class Serving:
         vendors = dict(VENDORS)
         try:
             setup = await self._read_again()
-            left = reload(gateway, in_crew(setup, self._place))
+            left = reload(gateway, at_place(setup, self._place))
         except (FastLLMError, OSError) as error:
             VENDORS.clear()
             VENDORS.update(vendors)  # reading has registered those of the file

@@ -14,20 +14,21 @@ import click
 
 from .. import loop
 from ..gateway.checks import check, check_shared
-from ..gateway.crew import Crew, Member
 from ..gateway.database import default_path
 from ..gateway.server import bound, origin_of
 from ..gateway.setup import Setup, read
+from ..gateway.supervisor import Place, Supervisor
 from ..gateway.tenancy import Tenancy
 from ..worker import checked_size
 from .say import Saying, say
 from .serving import Serving, say_where
 
 
-def start(flags: dict[str, Any], *, only_check: bool, member: str | None) -> int:
-    """Serve until a signal, or only say what would be served; gives the exit status. Raises ConfigError."""
+def start(flags: dict[str, Any], *, only_check: bool, told: str | None) -> int:
+    """Serve until a signal, or only say what would be served; gives the exit status. `told`: one of several processes is
+    told its place. Raises ConfigError."""
     setup = read(flags, os.environ)  # what is wrong there is said before any file is made
-    place = None if member is None else Member.of(member)
+    place = None if told is None else Place.of(told)
     size = checked_size(setup.settings["workers"])
     if size > 1:
         check_shared(setup)
@@ -44,7 +45,7 @@ def start(flags: dict[str, Any], *, only_check: bool, member: str | None) -> int
             return 0
         if size == 1:
             return Serving(setup, tenancy, flags).run()
-    return _crew(setup, size)
+    return _supervise(setup, size)
 
 
 def _show(setup: Setup, lines: list[str]) -> None:
@@ -56,15 +57,15 @@ def _show(setup: Setup, lines: list[str]) -> None:
     click.echo(f"models: {', '.join(setup.catalog.names) or 'none'}")
 
 
-def _crew(setup: Setup, size: int) -> int:
+def _supervise(setup: Setup, size: int) -> int:
     """Serve from several processes."""
     options = setup.options
     with bound(options.host, options.port) as listening, tempfile.TemporaryDirectory(prefix="fastllm-serve-") as folder:
         origin = origin_of(options.host, listening.getsockname()[1])
         logging.getLogger("fastllm").addHandler(Saying())
-        command = [sys.executable, "-m", "fastllm.cli", *sys.argv[1:], "--member"]
-        crew = Crew(command, size, listening, Path(folder), on_stop=lambda: say("fastllm: stopping"))
-        status = crew.run(lambda: say_where(origin))
+        command = [sys.executable, "-m", "fastllm.cli", *sys.argv[1:], "--place"]
+        supervisor = Supervisor(command, size, listening, Path(folder), on_stop=lambda: say("fastllm: stopping"))
+        status = supervisor.run(lambda: say_where(origin))
     if status:
         say("fastllm: error: the processes that serve died; what they said stands above")
     return status

@@ -135,8 +135,7 @@ def _state(endpoint: Endpoint, now: float, wall: float) -> EndpointState:
 def _limit(ledger: Ledger, now: float) -> Limit | None:
     if ledger.limit is None:
         return None
-    source = SET if ledger.limit == ledger.set_limit else "told" if ledger.told < INF else "found"
-    return Limit(used=round(ledger.window.used_at(now), 1), limit=round(ledger.limit, 1), source=source)
+    return Limit(used=round(ledger.window.used_at(now), 1), limit=round(ledger.limit, 1), source=ledger.source)
 
 
 def added(readings: Sequence[Reading]) -> Reading:

@@ -78,9 +78,9 @@ def learnt_of(limiter: Limiter) -> dict[str, KnownLimit]:
     found: dict[str, KnownLimit] = {}
     learner = limiter.learner
     for name, ledger in (("requests_per_minute", learner.requests), ("tokens_per_minute", learner.tokens)):
-        if ledger.found.value < min(ledger.told, ledger.set_limit):
+        if ledger.source == "found":
             found[name] = KnownLimit(limit=round(ledger.found.value), source="found")
-        elif ledger.told < ledger.set_limit:
+        elif ledger.source == "told":
             found[name] = KnownLimit(limit=ledger.told, source="told")
     if learner.pace.value < INF:
         found["requests_per_second"] = KnownLimit(limit=float(f"{learner.pace.value:.3g}"), source="found")

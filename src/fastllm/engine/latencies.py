@@ -26,11 +26,7 @@ class Latencies:
         self._counts = [0] * _BUCKETS
 
     def add(self, seconds: float) -> None:
-        bucket = int(math.log(seconds / _FLOOR) * _SCALE) if seconds > _FLOOR else 0
-        try:
-            self._counts[bucket] += 1
-        except IndexError:
-            self._counts[-1] += 1
+        self._counts[bucket_of(seconds)] += 1
 
     def join(self, counts: Mapping[int, int]) -> None:
         """Count what another has counted, too."""

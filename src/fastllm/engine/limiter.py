@@ -574,7 +574,7 @@ class Limiter:
         parts = [f"{self.in_flight} of {learner.slots.limit} slots", f"{self.waiting} waiting"]
         for name, ledger in (("requests", learner.requests), ("tokens", learner.tokens)):
             if ledger.limit is not None:
-                source = "" if ledger.limit == ledger.set_limit else ", told" if ledger.told < INF else ", found"
+                source = "" if ledger.source == "set" else f", {ledger.source}"
                 used = ledger.window.used_at(now)
                 parts.append(f"{used:.0f}/{ledger.limit:.0f} {name} a minute{source}")
         if learner.pace.value < INF:

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 import msgspec
 
 from ..build import known_providers
-from ..providers.vendors import LOCAL, VENDORS, split_model
+from ..providers.vendors import LOCAL, VENDORS, is_local, split_model
 from ..settings import Settings
 from .auth import Tenant
 from .config import GatewayOptions
@@ -53,7 +53,7 @@ class Catalog:
             return True
         if len(self._matched) >= MOST_NAMES or not any(fnmatchcase(model, name) for name in self._patterns):
             return False
-        if model.startswith((f"{LOCAL}/", f"{LOCAL}:")) and _is_file(model):
+        if is_local(model) and _is_file(model):
             return False
         self._matched.add(model)
         return True

@@ -11,7 +11,7 @@ from .. import build
 from ..engine.engine import Engine
 from ..errors import ConfigError
 from ..options import Upstream
-from ..providers.vendors import LOCAL, split_model
+from ..providers.vendors import LOCAL, is_local, split_model
 from .beside import passed_through
 from .catalog import OPENAI_MODELS
 from .setup import Setup
@@ -57,7 +57,7 @@ def check_shared(setup: Setup) -> None:
     for route in setup.settings.routes.values():
         named += [upstream.model for upstreams in route.tiers for upstream in upstreams]
     for model in named:
-        if _is_local(model):
+        if is_local(model):
             raise ConfigError(f"{model} is loaded by one process: leave out --workers, or serve it by a process apart")
 
 
@@ -69,7 +69,7 @@ async def _routes(setup: Setup, engine: Engine) -> list[str]:
         names: list[str] = []
         try:
             for index, upstreams in enumerate(route.tiers):
-                local = [upstream.model for upstream in upstreams if _is_local(upstream.model)]
+                local = [upstream.model for upstream in upstreams if is_local(upstream.model)]
                 if setup.engine.base_url is None and local:
                     names += _found(upstreams)
                     continue
@@ -84,7 +84,7 @@ def _found(upstreams: tuple[Upstream, ...]) -> list[str]:
     """Look for the models of this machine, which are not started."""
     names = [upstream.model for upstream in upstreams]
     for model in names:
-        if _is_local(model):
+        if is_local(model):
             build.load(WEIGHTS)(model[len(LOCAL) + 1 :])
     return names
 
@@ -95,7 +95,7 @@ async def _models(setup: Setup, engine: Engine) -> list[str]:
     for model in setup.catalog.models:
         if model in setup.settings.routes:
             continue
-        if setup.engine.base_url is None and _is_local(model):
+        if setup.engine.base_url is None and is_local(model):
             build.load(WEIGHTS)(model[len(LOCAL) + 1 :])
             lines.append(f"{model} -> {model}")
         else:
@@ -126,7 +126,3 @@ def _is_openais(setup: Setup, name: str) -> bool:
     if any(fnmatchcase(name, pattern) for pattern in (*OPENAI_MODELS, *_MORE_OF_OPENAI)):
         return True
     return build.price_table(setup.engine.prices).find("openai", name) is not None
-
-
-def _is_local(model: str) -> bool:
-    return model.startswith((f"{LOCAL}/", f"{LOCAL}:"))

@@ -16,7 +16,7 @@ from ..answers import MOST_TOKENS, Usage
 from ..engine.endpoint import Endpoint
 from ..engine.engine import Engine
 from ..engine.events import AttemptFailed, Event
-from ..policy.names import MOST_NAMES, OTHER, Names
+from ..policy.names import OTHER, Names
 from .catalog import Catalog
 from .record import Record
 
@@ -182,11 +182,11 @@ class Counters:
                 self.retries.add(label)
 
     def _route(self, route: str) -> ByRoute:
-        """Give the times of a route; with and without /v1 it is one. What no route is found for is "other"."""
-        name = self._route_names.add(route.removeprefix("/v1")) or OTHER
-        found = next((known for known in list(self.routes.values()) if known.name == name), None) or ByRoute(name)
-        if len(self.routes) < 2 * MOST_NAMES:
-            self.routes[route] = found
+        """Give the times of a route. What no route is found for is "other"."""
+        name = self._route_names.add(route) or OTHER
+        found = self.routes.get(name)
+        if found is None:
+            found = self.routes[name] = ByRoute(name)
         return found
 
     def _model(self, record: Record) -> str:

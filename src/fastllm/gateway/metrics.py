@@ -130,7 +130,7 @@ def _times(counters: Counters) -> Iterator[Metric]:
         "What of the time to the first byte was not the provider's.",
         labels=("route",),
     )
-    for route in {id(found): found for found in list(counters.routes.values())}.values():
+    for route in list(counters.routes.values()):
         for family, times in ((whole, route.whole), (first, route.first_byte), (overhead, route.overhead)):
             _add(family, route.name, times)
     yield from (whole, first, overhead)

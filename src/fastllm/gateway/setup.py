@@ -18,9 +18,9 @@ from .app import Gateway
 from .auth import Admissions, Keys, MasterKey
 from .catalog import Catalog, catalog_of
 from .config import GatewayOptions, resolve, retry_of, timeout_of
-from .crew import Member
 from .metrics import Metrics
 from .record import Listener
+from .supervisor import Place
 
 logger = logging.getLogger("fastllm.gateway")
 
@@ -81,7 +81,7 @@ def read(flags: Mapping[str, Any], environ: Mapping[str, str], directory: Path |
     )
 
 
-def in_crew(setup: Setup, place: Member | None) -> Setup:
+def at_place(setup: Setup, place: Place | None) -> Setup:
     """Give the setup of one of several processes: limits and budget are those of all of them together."""
     if place is None:
         return setup

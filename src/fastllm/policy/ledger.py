@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from .headers import Limit
 from .pace import Dial
 from .window import WINDOW, Entry, Window
 
+Source = Literal["set", "told", "found"]
 INF = float("inf")
 REQUESTS, TOKENS = "requests", "tokens"
 BURST_SECONDS = 10.0  # for how long room that was saved up may go out at once
@@ -196,6 +199,13 @@ class Ledger:
     @property
     def known(self) -> bool:
         return self.told < INF or self.set_limit < INF
+
+    @property
+    def source(self) -> Source:
+        """Say where the limit that holds is known from; "set" where there is none, too."""
+        if self.found.value < min(self.told, self.set_limit):
+            return "found"
+        return "told" if self.told < self.set_limit else "set"
 
     @property
     def limit(self) -> float | None:

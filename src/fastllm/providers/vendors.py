@@ -219,6 +219,11 @@ def vendor_of(fields: Mapping[str, object]) -> Vendor:
     return vendor
 
 
+def is_local(model: str) -> bool:
+    """Tell whether a model's name is that of one of this machine."""
+    return model.startswith((f"{LOCAL}/", f"{LOCAL}:"))
+
+
 def split_model(name: str, known: Collection[str]) -> tuple[str | None, str]:
     """Split "provider/model" or "provider:model" where the prefix is a known provider; else (None, name).
 

@@ -1,4 +1,4 @@
-"""Crew: several processes of one gateway. They listen on one socket, and one that dies is replaced.
+"""Supervisor: several processes of one gateway. They listen on one socket, and one that dies is replaced.
 
 The first process only binds, starts the others and waits. Each of them ends with the socket pair that joins it to the
 first, so that none outlives it, whatever becomes of that one. What they keep together lies in files: a lease file for
@@ -33,7 +33,7 @@ _READY = b"r"
 _HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-class Member(msgspec.Struct, frozen=True):
+class Place(msgspec.Struct, frozen=True):
     """What a process is told of its place: its number, the descriptors of the listening socket and of its own end of
     the pair, and the folder of all."""
 
@@ -46,12 +46,12 @@ class Member(msgspec.Struct, frozen=True):
         return msgspec.json.encode(self).decode()
 
     @classmethod
-    def of(cls, text: str) -> Member:
-        """Read it again. ConfigError for what nobody of a crew was told."""
+    def of(cls, text: str) -> Place:
+        """Read it again. ConfigError for what no process was told."""
         try:
             return msgspec.json.decode(text, type=cls)
         except msgspec.MsgspecError:
-            raise ConfigError("--member is what `fastllm serve` tells its own processes: leave it out") from None
+            raise ConfigError("--place is what `fastllm serve` tells its own processes: leave it out") from None
 
     @property
     def leases(self) -> Path:
@@ -101,8 +101,8 @@ class _Process(msgspec.Struct):
     serves: bool = False
 
 
-class Crew:
-    """`size` processes of `command`, to which each one's Member is added as text. `run` it in the main thread."""
+class Supervisor:
+    """`size` processes of `command`, to which each one's Place is added as text. `run` it in the main thread."""
 
     def __init__(
         self,
@@ -166,10 +166,10 @@ class Crew:
     def _start(self, index: int) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            member = Member(index, self._listening.fileno(), theirs.fileno(), str(self._folder))
+            place = Place(index, self._listening.fileno(), theirs.fileno(), str(self._folder))
             popen = subprocess.Popen(
-                [*self._command, member.text()],
-                pass_fds=(member.listening, member.pair),
+                [*self._command, place.text()],
+                pass_fds=(place.listening, place.pair),
                 stdin=subprocess.DEVNULL,
                 process_group=0,  # a terminal's Ctrl-C comes once, from here: the second one would not wait
             )
@@ -205,7 +205,7 @@ class Crew:
                 process.popen.send_signal(number)
 
     def __repr__(self) -> str:
-        return f"<Crew of {self._size}: {[process.popen.pid for process in self._processes]}>"
+        return f"<Supervisor of {self._size}: {[process.popen.pid for process in self._processes]}>"
 
 
 def _noted(number: int, frame: FrameType | None) -> None:
