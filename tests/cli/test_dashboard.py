@@ -71,6 +71,15 @@ def test_a_run_shows_how_far_it_is(tmp_path: Path) -> None:
             run.stderr.close()
 
 
+def test_a_port_that_is_none_is_said_before_there_is_a_job(tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("What?\n")
+    line = [sys.executable, "-m", "fastllm.cli", "run", "in.txt", "-o", "out.jsonl", "--model", "m"]
+    line += ["--base-url", "http://127.0.0.1:1/v1", "--dashboard-port", "99999"]
+    ended = subprocess.run(line, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2 and "0 to 65535; not 99999" in ended.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
+
+
 @pytest.mark.skipif(BROWSER is None, reason="there is no chromium here")
 def test_a_real_browser_shows_it(tmp_path: Path) -> None:
     assert BROWSER is not None

@@ -25,8 +25,8 @@ from .serving import Serving, say_where
 
 
 def start(flags: dict[str, Any], *, only_check: bool, told: str | None) -> int:
-    """Serve until a signal, or only say what would be served; gives the exit status. `told`: one of several processes is
-    told its place. Raises ConfigError."""
+    """Serve until a signal, or only say what would be served; gives the exit status. `told`: the place of one of
+    several processes. Raises ConfigError."""
     setup = read(flags, os.environ)  # what is wrong there is said before any file is made
     place = None if told is None else Place.of(told)
     size = checked_size(setup.settings["workers"])
