@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -342,8 +341,8 @@ class Held:
             self.limits.out.remove(self)
             self.limits.released += 1
 
-    def headers(self) -> Mapping[str, str]:
-        return {}
+    def lines(self, key: Any = None) -> bytes:
+        return b""
 
 
 class Limited:

@@ -34,8 +34,8 @@ class Held:
     def release(self) -> None:
         self.ends.append("released")
 
-    def headers(self) -> dict[str, str]:
-        return {}
+    def lines(self, key: Any = None) -> bytes:
+        return b""
 
 
 class Tenants:

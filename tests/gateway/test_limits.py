@@ -42,8 +42,8 @@ class Tenants:
     def release(self) -> None:
         self.ends.append((None, None))
 
-    def headers(self) -> dict[str, str]:
-        return {"X-RateLimit-Limit-Requests": "60", "x-ratelimit-remaining-requests": "59"}
+    def lines(self, key: Any = None) -> bytes:
+        return b"x-ratelimit-limit-requests: 60\r\nx-ratelimit-remaining-requests: 59\r\n"
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -91,6 +91,7 @@ async def test_a_tenant_over_its_limits_is_told_until_when(
         answer = await gate.ask(x_api_key="a")
         assert (answer.status, answer.headers.get("retry-after")) == (status, after)
         assert answer.headers.get("x-should-retry") == again
+        assert answer.headers["x-ratelimit-limit-requests"] == "60"
         assert tenants.ends == [] and gate.mock.stats.requests == 0
 
 

@@ -247,8 +247,8 @@ async def test_asking_again_counts_as_a_request_of_the_key(tmp_path: Path) -> No
 
         def settle(self, usage: Any, cost: Any) -> None: ...
         def release(self) -> None: ...
-        def headers(self) -> dict[str, str]:
-            return {}
+        def lines(self, key: Any = None) -> bytes:
+            return b""
 
     async with opened(tmp_path, engine=behind(Provider()), admissions=Two()) as gate, gate.client() as client:
         made = await client.responses.create(model="m", input="hello")

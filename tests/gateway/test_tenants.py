@@ -28,6 +28,7 @@ from fastllm.errors import (
 )
 from fastllm.gateway import tenants as rules
 from fastllm.gateway.database import Database
+from fastllm.gateway.faces import pairs_of
 from fastllm.gateway.keys import VirtualKey
 from fastllm.gateway.shares import LEASE
 from fastllm.gateway.tenants import Admission, Tenants
@@ -316,23 +317,27 @@ def test_a_bound_that_is_no_number_is_refused(tenants: Tenants) -> None:
         tenants.admit(key(budget_month=5), 1, None)
 
 
+def told(lines: bytes) -> dict[str, str]:
+    return {name.decode(): value.decode() for name, value in pairs_of(lines)}
+
+
 def test_headers_tell_what_is_left_and_never_too_much(tenants: Tenants, clock: Time) -> None:
     limited = key(rpm=3, tpm=1000)
-    assert dict(tenants.headers(limited))["x-ratelimit-remaining-tokens"] == "1000"
+    assert told(tenants.lines(limited))["x-ratelimit-remaining-tokens"] == "1000"
     admission = tenants.admit(limited, 400, 0.0)
-    found = dict(admission.headers())
+    found = told(admission.lines())
     assert (found["x-ratelimit-limit-requests"], found["x-ratelimit-remaining-requests"]) == ("3", "2")
     assert (found["x-ratelimit-limit-tokens"], found["x-ratelimit-remaining-tokens"]) == ("1000", "600")
     assert 60 < float(found["x-ratelimit-reset-requests"].removesuffix("s")) < 61
     admission.settle(100, 0.0)
-    assert dict(tenants.headers(limited))["x-ratelimit-remaining-tokens"] == "900"
+    assert told(tenants.lines(limited))["x-ratelimit-remaining-tokens"] == "900"
     for _ in range(2):
         tenants.admit(limited, 1, 0.0)
-    assert dict(tenants.headers(limited))["x-ratelimit-remaining-requests"] == "0"
+    assert told(tenants.lines(limited))["x-ratelimit-remaining-requests"] == "0"
     clock.at += 61
-    assert dict(tenants.headers(limited))["x-ratelimit-remaining-requests"] == "3"
-    assert dict(tenants.headers(limited))["x-ratelimit-reset-requests"] == "0.000s"
-    assert tenants.admit(key(), 1, 0.0).headers() == []
+    assert told(tenants.lines(limited))["x-ratelimit-remaining-requests"] == "3"
+    assert told(tenants.lines(limited))["x-ratelimit-reset-requests"] == "0.000s"
+    assert tenants.admit(key(), 1, 0.0).lines() == b""
 
 
 def test_a_file_that_somebody_holds_refuses_for_now_and_counts_nothing(

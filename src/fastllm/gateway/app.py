@@ -91,6 +91,7 @@ class Gateway:
         self.responses: ResponseStore | None = None
         self.draining = False
         self.under_way = 0
+        self._ended: list[Record] = []  # and nobody was told yet
         self.reload(engine, options or GatewayOptions(), catalog or Catalog())
 
     def reload(self, engine: Engine, options: GatewayOptions, catalog: Catalog) -> None:
@@ -156,7 +157,7 @@ class Gateway:
         method = exchange.method
         if method != route.method and (method, route.method) != ("HEAD", "GET"):
             if method == "OPTIONS":
-                await exchange.plain(204, b"", [(b"allow", _allowed(route).encode())])
+                await exchange.plain(204, b"", f"allow: {_allowed(route)}\r\n".encode())
                 return
             text = f"{exchange.path[:100]} takes {_allowed(route)}, not {method[:20]}"
             raise Refusal(405, text, code="method_not_allowed", headers={"allow": _allowed(route)})
@@ -194,6 +195,7 @@ class Gateway:
         if found is None:
             raise Refusal(401, "this API key is not known here", code="invalid_api_key")
         record.tenant = found.id
+        exchange.tenant = found
         found.check_valid(record.at)
         return found
 
@@ -222,8 +224,11 @@ class Gateway:
             record.attempts, record.endpoint = error.attempts, error.endpoint
         began = exchange.status
         record.status = fault.status
-        headers = [] if began or not record.attempts else [(b"x-fastllm-attempts", b"%d" % record.attempts)]
-        await exchange.fail(fault, headers)
+        lines = b"" if began or not record.attempts else b"x-fastllm-attempts: %d\r\n" % record.attempts
+        tenant = exchange.tenant
+        if self.admissions is not None and tenant is not None and tenant.key is not None and record.model:
+            lines += self.admissions.lines(tenant.key)
+        await exchange.fail(fault, lines)
 
     async def _failed(self, exchange: Exchange, record: Record, error: Exception) -> None:
         """A fault of our own. What the exception says may hold a prompt, so only its class and place are told."""
@@ -258,7 +263,18 @@ class Gateway:
         record.status = record.status or exchange.status
         record.seconds = time.monotonic() - exchange.began
         record.sent_bytes = exchange.sent_bytes
-        tell(self.listeners, record)
+        if exchange.wire is None:
+            tell(self.listeners, (record,))
+            return
+        self._ended.append(record)
+        if len(self._ended) == 1:
+            exchange.wire.soon(self._tell_of_ended)
+
+    def _tell_of_ended(self) -> None:
+        """After the answers: nobody waits for this, and many at once are told of in less time than one after another
+        between other work."""
+        ended, self._ended = self._ended, []
+        tell(self.listeners, ended)
 
     def __repr__(self) -> str:
         state = "draining" if self.draining else "open"
@@ -295,10 +311,6 @@ def _allowed(route: Route) -> str:
 
 
 # What the paths serve
-
-
-async def _operation(gate: Gateway, exchange: Exchange, tenant: Tenant, rest: str, record: Record) -> None:
-    await operate(gate, exchange, tenant, record.route, rest, record)
 
 
 async def _count(gate: Gateway, exchange: Exchange, tenant: Tenant, rest: str, record: Record) -> None:
@@ -353,11 +365,11 @@ async def _metrics(gate: Gateway, exchange: Exchange, tenant: Tenant, rest: str,
     accept = b", ".join(value for name, value in exchange.scope["headers"] if name == b"accept")
     # Thousands of lines take milliseconds, in which other requests go on.
     text, kind = await asyncio.to_thread(gate.metrics, accept.decode("latin-1"))
-    await exchange.plain(200, text, [(b"content-type", kind.encode())])
+    await exchange.plain(200, text, f"content-type: {kind}\r\n".encode())
 
 
 _PLAIN: dict[str, Route] = {
-    **{path: Route(path, _operation, face=_FACES.get(path, OPENAI)) for path in OPERATIONS},
+    **{path: Route(path, operate, face=_FACES.get(path, OPENAI)) for path in OPERATIONS},
     COUNT_TOKENS: Route(COUNT_TOKENS, _count, face=ANTHROPIC),
     INPUT_TOKENS: Route(INPUT_TOKENS, _count),
     "/models": Route("/models", _models, "GET"),
@@ -386,6 +398,6 @@ def _find(path: str) -> tuple[Route | None, str]:
     if path.startswith(_DEPLOYMENTS):  # Azure names the model in the path
         rest = path[len(_DEPLOYMENTS) :]
         for name, route in _PLAIN.items():
-            if rest.endswith(name) and len(rest) > len(name) and route.serve is _operation:
+            if rest.endswith(name) and len(rest) > len(name) and route.serve is operate:
                 return route, unquote(rest[: -len(name)])
     return None, ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
@@ -67,15 +67,18 @@ class Admission(Protocol):
     def release(self) -> None:
         """Give everything back: nothing was sent."""
 
-    def headers(self) -> Mapping[str, str]:
-        """Give the `x-ratelimit-*` of its tenant as they are now, their names in lower case."""
+    def lines(self) -> bytes:
+        """Give the `x-ratelimit-*` of its tenant as they are now: lines of a head, see `faces.lines_of`."""
 
 
 class Admissions(Protocol):
     """Admits the requests of tenants. Raises RateLimitError, BudgetExceededError or PermissionDeniedError, with a
-    truthful `retry_after` and, if it likes, `headers`."""
+    truthful `retry_after`."""
 
     def admit(self, key: Any, tokens: float, cost_bound: float | None) -> Admission: ...
+
+    def lines(self, key: Any) -> bytes:
+        """Give the `x-ratelimit-*` of a tenant for an answer that tells of an error."""
 
 
 class Store(Protocol):

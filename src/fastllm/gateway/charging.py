@@ -153,7 +153,7 @@ class Charged:
             record.status = error.status_code or 500
             record.error = record.kind = type(error).__name__
             record.attempts, record.endpoint = error.attempts, error.endpoint
-        tell(self._gate.listeners, record)
+        tell(self._gate.listeners, (record,))
 
     def __repr__(self) -> str:
         return f"<Charged {self._tenant.id or 'anybody'} {self._batch_id}>"

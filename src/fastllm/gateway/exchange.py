@@ -14,13 +14,13 @@ import contextlib
 import random
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from functools import lru_cache
 from typing import Any, Protocol
 
-from ..clock import TASKS
+from .auth import Tenant
 from .config import GatewayOptions
-from .faces import Face, Fault, Pairs, Refusal
+from .faces import Face, Fault, Refusal, pairs_of
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -34,17 +34,25 @@ WIRE = "fastllm.wire"  # where our own server puts a Wire into the scope
 class Wire(Protocol):
     """What a server may do for us beyond ASGI."""
 
+    task: asyncio.Task[None] | None
+
+    def body(self) -> bytes | None:
+        """Take the request's body, where all of it has come. None: receive it."""
+
     def on_leave(self, callback: Callable[[], None] | None) -> None:
         """Have this called, once, when the client leaves before its answer is whole; None: nobody."""
 
-    def whole(self, status: int, headers: Pairs, body: bytes) -> bool:
-        """Write a whole answer, whose headers must be good as they are. False: it was not taken, send it."""
+    def whole(self, status: int, lines: bytes, body: bytes) -> bool:
+        """Write a whole answer; `lines` are those of its head, good as they are. False: it was not taken, send it."""
 
     def write(self, data: bytes) -> bool:
         """Write a piece of an answer that has begun. False: it was not taken, send it."""
 
     def abort(self) -> None:
         """Drop the connection with all that was written and not read."""
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        """Call this once the answers that are ready now are written."""
 
 
 WATCH_AFTER = 0.02  # seconds: a client that went away is noticed so much later at most
@@ -53,12 +61,8 @@ DISCARD_SECONDS, DISCARD_PAUSE = 5.0, 0.5  # for all of it, and for the next pie
 GONE = 499  # what is recorded of a client that went away, as nginx does
 _PING = b":\n\n"
 _ID = re.compile(rb"[A-Za-z0-9_.:+=/-]{1,128}")
-_JSON = (b"content-type", b"application/json")
-_EVENT_HEADERS: Pairs = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]
+_JSON = b"content-type: application/json\r\n"
+_EVENTS = b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
 _READ = {
     b"authorization": "authorization",
     b"x-api-key": "x_api_key",
@@ -81,20 +85,21 @@ class Exchange:
     """The state of one request. `began` is monotonic; `status` is 0 until an answer has begun."""
 
     __slots__ = (
-        "_gone", "_handle", "_last", "_receive", "_send", "_streaming", "_task", "_watcher", "_wire", "began", "face",
-        "headers", "method", "options", "path", "request_id", "scope", "sent_bytes", "status",
+        "_gone", "_handle", "_last", "_receive", "_send", "_streaming", "_task", "_watcher", "began", "face",
+        "headers", "method", "options", "path", "request_id", "scope", "sent_bytes", "status", "tenant", "wire",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, options: GatewayOptions, face: Face) -> None:
         self.began = time.monotonic()
         self.scope = scope
+        self.tenant: Tenant | None = None  # who asks, once that is known
         self.options = options
         self.face = face
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self._receive = receive
         self._send = send
-        self._wire: Wire | None = scope.get(WIRE)
+        self.wire: Wire | None = scope.get(WIRE)
         found: dict[str, bytes] = {}
         for name, value in scope["headers"]:
             known = _READ.get(name)
@@ -133,6 +138,11 @@ class Exchange:
         length = self.headers.get("content_length")
         if length is not None and length.isdigit() and int(length[:20]) > most:
             raise await self._too_large(more=True)
+        come = self.wire.body() if self.wire is not None else None
+        if come is not None:
+            if len(come) > most:
+                raise await self._too_large(more=False)
+            return come
         message = await self._receive()
         if not message.get("more_body"):
             if message["type"] == "http.disconnect":
@@ -199,16 +209,16 @@ class Exchange:
 
     def watch(self) -> None:
         """Cancel this task when the client goes away, from now until `unwatch`."""
-        loop = asyncio.get_running_loop()
-        self._task = TASKS.get(loop) or asyncio.current_task()
-        if self._wire is not None:
-            self._wire.on_leave(self._has_left)
+        if self.wire is not None:
+            self._task = self.wire.task
+            self.wire.on_leave(self._has_left)
         else:
-            self._handle = loop.call_later(WATCH_AFTER, self._begin_watching)
+            self._task = asyncio.current_task()
+            self._handle = asyncio.get_running_loop().call_later(WATCH_AFTER, self._begin_watching)
 
     def unwatch(self) -> None:
-        if self._wire is not None:
-            self._wire.on_leave(None)
+        if self.wire is not None:
+            self.wire.on_leave(None)
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
@@ -245,45 +255,42 @@ class Exchange:
 
     # The answer
 
-    def _named(self) -> Pairs:
+    def _named(self) -> bytes:
         """Give the request's id under every name that clients look for."""
-        request_id = self.request_id.encode()
-        return [(name, request_id) for name in self.face.id_headers]
+        return self.face.named.replace(b"%", self.request_id.encode())
 
-    async def answer(self, status: int, body: bytes, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
-        """Send a whole JSON answer."""
-        await self._reply(status, body, [_JSON, (b"content-length", b"%d" % len(body)), *self._named(), *headers])
+    async def answer(self, status: int, body: bytes, lines: bytes = b"") -> None:
+        """Send a whole JSON answer; `lines` are more of its head, see `faces.pairs_of`."""
+        await self.plain(status, body, b"%b%b%b" % (_JSON, self._named(), lines))
 
-    async def plain(self, status: int, body: bytes, headers: Iterable[tuple[bytes, bytes]]) -> None:
+    async def plain(self, status: int, body: bytes, lines: bytes) -> None:
         """Send a whole answer of another type."""
-        length = [(b"content-length", b"%d" % len(body))] if status != 204 else []  # RFC 9110, 8.6
-        await self._reply(status, body, [*length, *headers])
-
-    async def _reply(self, status: int, body: bytes, pairs: Pairs) -> None:
         self.status = status
         self.sent_bytes = len(body)
-        if self._wire is not None and self.method != "HEAD" and self._wire.whole(status, pairs, body):
+        if status != 204:  # RFC 9110, 8.6
+            lines = b"content-length: %d\r\n%b" % (len(body), lines)
+        if self.wire is not None and self.method != "HEAD" and self.wire.whole(status, lines, body):
             return
-        await self._send({"type": "http.response.start", "status": status, "headers": pairs})
+        await self._send({"type": "http.response.start", "status": status, "headers": pairs_of(lines)})
         await self._send({"type": "http.response.body", "body": body if self.method != "HEAD" else b""})
 
-    async def fail(self, fault: Fault, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+    async def fail(self, fault: Fault, lines: bytes = b"") -> None:
         """Answer with an error in the route's dialect; in a stream it is the last event."""
         if not self.status:
             body = self.face.body(fault, self.request_id)
-            await self.answer(fault.status, body, [*self.face.headers(fault), *headers])
+            await self.answer(fault.status, body, self.face.lines(fault) + lines)
         elif self._streaming:
             await self._write(self.face.event(fault, self.request_id))
             await self.end()
 
-    async def begin(self, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+    async def begin(self, lines: bytes = b"") -> None:
         """Begin a stream of events: from now on comments keep its connection alive."""
-        pairs = [*_EVENT_HEADERS, *self._named(), *headers]
+        pairs = pairs_of(b"%b%b%b" % (_EVENTS, self._named(), lines))
         self.status = 200
         self._last = time.monotonic()
         await self._send({"type": "http.response.start", "status": 200, "headers": pairs})
         self._streaming = True
-        if self._wire is not None:
+        if self.wire is not None:
             self._keep_alive()
         elif self._handle is not None:
             self._handle.cancel()
@@ -294,7 +301,7 @@ class Exchange:
         now = time.monotonic()
         quiet, pause = now - self._last, self.options.keep_alive
         if quiet >= pause - 0.001:
-            if self._wire is not None and self._wire.write(_PING):
+            if self.wire is not None and self.wire.write(_PING):
                 self.sent_bytes += len(_PING)
             self._last, quiet = now, 0.0
         self._handle = asyncio.get_running_loop().call_later(pause - quiet, self._keep_alive)
@@ -306,7 +313,7 @@ class Exchange:
 
     async def _write(self, events: bytes) -> None:
         self.sent_bytes += len(events)
-        if self._wire is not None and self._wire.write(events):
+        if self.wire is not None and self.wire.write(events):
             return
         await self._send({"type": "http.response.body", "body": events, "more_body": True})
 
@@ -330,9 +337,9 @@ class Exchange:
     async def abort(self) -> None:
         """Drop the connection with all that was written and not read."""
         self._gone = True
-        if self._wire is not None:
-            self._wire.on_leave(None)
-            self._wire.abort()
+        if self.wire is not None:
+            self.wire.on_leave(None)
+            self.wire.abort()
 
     def __repr__(self) -> str:
         return f"<Exchange {self.method} {self.path} {self.status or 'open'}>"

@@ -33,6 +33,13 @@ from ..errors import (
 )
 
 Pairs = list[tuple[bytes, bytes]]
+
+
+def pairs_of(lines: bytes) -> Pairs:
+    """Give headers as pairs from lines of a head: each with its CRLF, good as they are, their names in lower case."""
+    return [(name, value) for name, _, value in (line.partition(b": ") for line in lines.split(b"\r\n")[:-1])]
+
+
 LONGEST_RETRY = 60.0  # seconds: the official SDKs wait for no longer, but by a back-off of their own
 _encode = msgspec.json.encode
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
@@ -130,7 +137,6 @@ def fault_of(error: FastLLMError, most_attempts: int = 1) -> Fault:
         param=error.param,
         retry_after=after,
         again=_again(error, status, after, most_attempts),
-        headers=getattr(error, "headers", None) or _NO_HEADERS,
     )
 
 
@@ -170,9 +176,9 @@ def _again(error: LLMError, status: int, after: float | None, most_attempts: int
 
 
 class Face:
-    """One dialect of errors. `id_headers` are the names under which its clients look for a request's id."""
+    """One dialect of errors. `named` are the headers in which its clients look for a request's id."""
 
-    id_headers: tuple[bytes, ...] = (b"x-request-id", b"x-fastllm-request-id")
+    named = b"x-request-id: %\r\nx-fastllm-request-id: %\r\n"
 
     def body(self, fault: Fault, request_id: str) -> bytes:
         """Give the body of an answer."""
@@ -182,17 +188,17 @@ class Face:
         """Give the event that ends a stream."""
         raise NotImplementedError
 
-    def headers(self, fault: Fault) -> Pairs:
-        """Give what an answer's headers say of an error."""
-        pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fault.headers.items()]
+    def lines(self, fault: Fault) -> bytes:
+        """Give what an answer's head says of an error."""
+        lines = b"".join(f"{name}: {value}\r\n".encode("latin-1") for name, value in fault.headers.items())
         if fault.retry_after is not None and math.isfinite(fault.retry_after):
-            pairs.append((b"retry-after", b"%d" % max(1, math.ceil(fault.retry_after))))
-            pairs.append((b"retry-after-ms", b"%d" % math.ceil(fault.retry_after * 1000)))
+            lines += b"retry-after: %d\r\n" % max(1, math.ceil(fault.retry_after))
+            lines += b"retry-after-ms: %d\r\n" % math.ceil(fault.retry_after * 1000)
         if fault.again is not None:
-            pairs.append((b"x-should-retry", b"true" if fault.again else b"false"))
+            lines += b"x-should-retry: true\r\n" if fault.again else b"x-should-retry: false\r\n"
         if fault.close:
-            pairs.append((b"connection", b"close"))
-        return pairs
+            lines += b"connection: close\r\n"
+        return lines
 
 
 class OpenAIFace(Face):
@@ -218,7 +224,7 @@ class ResponsesFace(OpenAIFace):
 class AnthropicFace(Face):
     """`{"type": "error", "error": {type, message}, "request_id"}`; an error of Anthropic's keeps its own type."""
 
-    id_headers = (b"request-id", b"x-request-id", b"x-fastllm-request-id")
+    named = b"request-id: %\r\n" + Face.named
 
     def body(self, fault: Fault, request_id: str) -> bytes:
         kind = fault.type if fault.type in _ANTHROPICS else _TYPES.get(fault.status, _SERVER)[1]

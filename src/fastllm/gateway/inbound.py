@@ -15,6 +15,7 @@ import math
 import socket
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote
 
@@ -363,6 +364,10 @@ class Inbound(asyncio.Protocol):
             self.deliver()
         self._held = data
         self._shared.post(self, self._loop)
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        """Call this after what was posted until now is written."""
+        self._loop.call_soon(callback)
 
     def deliver(self) -> None:
         """Write what is held, if anything."""

@@ -24,7 +24,7 @@ PATH = "/keys"
 _encode = msgspec.json.encode
 _object = msgspec.json.Decoder(dict[str, Any]).decode
 _WORDS = {"true": True, "false": False}
-_SECRET = ((b"cache-control", b"no-store"),)
+_SECRET = b"cache-control: no-store\r\n"
 
 
 class KeysAPI:

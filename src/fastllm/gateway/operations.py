@@ -31,7 +31,7 @@ from .asking import Asked, asked_of, attempts_left, timeout_for
 from .auth import Admission, Admissions, Tenant
 from .config import GatewayOptions
 from .exchange import Exchange, header_value
-from .faces import Pairs, Refusal
+from .faces import Refusal
 from .record import Record
 from .response_store import ResponseStore
 from .responses import Continuation
@@ -75,10 +75,8 @@ class _Permit:
             self._held = False
             self._admission.release()
 
-    def headers(self) -> Pairs:
-        if self._admission is None:
-            return []
-        return [(name.encode(), value.encode()) for name, value in self._admission.headers().items()]
+    def lines(self) -> bytes:
+        return b"" if self._admission is None else self._admission.lines()
 
 
 NO_PERMIT = _Permit(None)
@@ -129,8 +127,9 @@ def _asked_for(engine: Engine, request: Request) -> tuple[Usage, float | None]:
     return usage, None if endpoint is None or endpoint.price is None else endpoint.price.cost(usage)
 
 
-async def operate(gate: Gate, exchange: Exchange, tenant: Tenant, path: str, model: str, record: Record) -> None:
-    """Answer one request for a model."""
+async def operate(gate: Gate, exchange: Exchange, tenant: Tenant, model: str, record: Record) -> None:
+    """Answer one request for a model; `model` where the path names one."""
+    path = record.route
     body = await exchange.body()
     asked = asked_of(exchange, path, body, model, gate.default_model, tenant)
     request = asked.request
@@ -253,19 +252,17 @@ async def _whole(
     _note(record, response)
     record.first_byte = seconds
     record.overhead = max(0.0, seconds - (0.0 if response.cached else response.latency))
-    cache = "hit" if response.cached else "miss" if engine.cache is not None else "off"
+    cache = b"hit" if response.cached else b"miss" if engine.cache is not None else b"off"
     exchange.unwatch()
-    headers = _told(response.endpoint, response.attempts, cache, record.overhead)
-    await exchange.answer(response.status_code, response.body, headers + permit.headers())
+    lines = _told(response.endpoint, response.attempts, cache, record.overhead, permit)
+    await exchange.answer(response.status_code, response.body, lines)
 
 
-def _told(endpoint: str, attempts: int, cache: str, overhead: float) -> Pairs:
-    return [
-        (b"x-fastllm-provider", header_value(endpoint)),
-        (b"x-fastllm-attempts", b"%d" % attempts),
-        (b"x-fastllm-cache", cache.encode()),
-        (b"x-fastllm-overhead-ms", b"%.3f" % (overhead * 1000)),
-    ]
+def _told(endpoint: str, attempts: int, cache: bytes, overhead: float, permit: _Permit) -> bytes:
+    return (
+        b"x-fastllm-provider: %b\r\nx-fastllm-attempts: %d\r\nx-fastllm-cache: %b\r\nx-fastllm-overhead-ms: %.3f\r\n%b"
+        % (header_value(endpoint), attempts, cache, overhead * 1000, permit.lines())
+    )
 
 
 def _note(record: Record, response: Response) -> None:
@@ -280,9 +277,9 @@ async def _streamed(
     record.first_byte = time.monotonic() - exchange.began
     record.overhead = max(0.0, record.first_byte - stream.latency)
     record.endpoint, record.attempts, record.cached = stream.endpoint, stream.attempts, stream.cached
-    cache = "hit" if stream.cached else "miss" if engine.cache is not None else "off"
+    cache = b"hit" if stream.cached else b"miss" if engine.cache is not None else b"off"
     try:
-        await exchange.begin(_told(stream.endpoint, stream.attempts, cache, record.overhead) + permit.headers())
+        await exchange.begin(_told(stream.endpoint, stream.attempts, cache, record.overhead, permit))
         await _pass_on(exchange, engine, stream, asked, continuation)
     finally:
         await stream.aclose()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -41,10 +41,11 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
 Listener = Callable[[Record], None]
 
 
-def tell(listeners: Sequence[Listener], record: Record) -> None:
+def tell(listeners: Sequence[Listener], records: Iterable[Record]) -> None:
     """Tell each of them; what one raises is logged, and the others hear of it all the same."""
     for listener in listeners:
-        try:
-            listener(record)
-        except Exception as error:
-            logger.error("a listener failed with %s; requests go on", type(error).__name__)
+        for record in records:
+            try:
+                listener(record)
+            except Exception as error:
+                logger.error("a listener failed with %s; requests go on", type(error).__name__)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -43,6 +42,10 @@ class Tenancy:
     def admit(self, key: VirtualKey, tokens: float, cost_bound: float | None) -> Admitted:
         """Take from the key's limits; raises as `Tenants.admit` does."""
         return Admitted(self.tenants.admit(key, tokens, cost_bound))
+
+    def lines(self, key: VirtualKey) -> bytes:
+        """Give what an answer's head says of the key's limits."""
+        return self.tenants.lines(key)
 
     def add(self, record: Record) -> None:
         """Write down what a request has used; one that asked no model, or was let in by nobody, used nothing."""
@@ -111,8 +114,8 @@ class Admitted:
         self._admission.settle(0, 0.0)
         self._admission.release()
 
-    def headers(self) -> Mapping[str, str]:
-        return dict(self._admission.headers())
+    def lines(self) -> bytes:
+        return self._admission.lines()
 
     def __repr__(self) -> str:
         return f"<Admitted {self._admission!r}>"

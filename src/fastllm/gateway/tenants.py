@@ -27,7 +27,6 @@ import threading
 import time
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
-from functools import lru_cache
 from pathlib import Path
 
 import msgspec
@@ -191,10 +190,12 @@ class Tenants:
         if key.tpm is not None:
             admission._token_slot = state.tokens.take(tokens)
         state.places.taken += 1
-        pairs = ((state.day, key.budget_day), (state.month, key.budget_month))
-        admission._accounts = tuple(account for account, limit in pairs if account is not None and limit is not None)
-        for account in admission._accounts:
-            account.take(units)
+        if key.budget_day is not None and state.day is not None:
+            admission._day = state.day
+            state.day.take(units)
+        if key.budget_month is not None and state.month is not None:
+            admission._month = state.month
+            state.month.take(units)
         return admission
 
     def _lease(self, state: _State, key: VirtualKey, now: float, tokens: float, units: int) -> None:
@@ -213,12 +214,11 @@ class Tenants:
         for meter in planned:
             meter.done()
 
-    def headers(self, key: VirtualKey) -> list[tuple[str, str]]:
-        """Give the `x-ratelimit-*` headers of a key, as OpenAI has them: for an answer of 429, where there is no
-        Admission. What is left is never told too high."""
+    def lines(self, key: VirtualKey) -> bytes:
+        """Give the `x-ratelimit-*` headers of a key, as OpenAI has them, as lines of a head: for the limits that it
+        has. What is left is never told too high."""
         with self._lock:
-            state, now = self._states.get(key.id), self._clock.now()
-            return _headers(key, state or _State(key, self._process), now)
+            return _lines(key, self._states.get(key.id) or _State(key, self._process), self._clock.now())
 
     def spending(self, key: VirtualKey) -> Spending:
         """Give what a key has spent; reads the file, after writing what is to be written."""
@@ -305,8 +305,9 @@ class Tenants:
         with self._lock:
             if admission._token_slot is not None and tokens != admission._tokens:
                 state.tokens.settle(admission._token_slot, tokens - admission._tokens)
-            for account in admission._accounts:
-                account.close(admission._units, admission._units if cost is None else cost)
+            for account in (admission._day, admission._month):
+                if account is not None:
+                    account.close(admission._units, admission._units if cost is None else cost)
             state.refusal = None
             self._dirty[admission._key.id] = state
 
@@ -391,8 +392,7 @@ class Admission:
     """One request that was let in. The first `settle` counts; `release` comes last, once, and both may come again."""
 
     __slots__ = (
-        "_accounts", "_key", "_released", "_settled", "_state", "_tenants", "_token_slot", "_tokens",
-        "_units",
+        "_day", "_key", "_month", "_released", "_settled", "_state", "_tenants", "_token_slot", "_tokens", "_units",
     )  # fmt: skip
 
     def __init__(self, tenants: Tenants, state: _State, key: VirtualKey, tokens: float, units: int) -> None:
@@ -402,7 +402,8 @@ class Admission:
         self._tokens = tokens
         self._units = units
         self._token_slot: int | None = None
-        self._accounts: tuple[Account, ...] = ()
+        self._day: Account | None = None
+        self._month: Account | None = None
         self._settled = self._released = False
 
     def settle(self, usage_tokens: float | None, cost: float | None) -> None:
@@ -424,37 +425,30 @@ class Admission:
         self._released = True
         self._tenants._left(self)
 
-    def headers(self) -> list[tuple[str, str]]:
-        """Give the `x-ratelimit-*` headers of its answer, for the limits that the key has."""
+    def lines(self) -> bytes:
+        """Give the `x-ratelimit-*` headers of its answer, as `Tenants.lines` does."""
         with self._tenants._lock:
-            return _headers(self._key, self._state, self._tenants._clock.now())
+            return _lines(self._key, self._state, self._tenants._clock.now())
 
     def __repr__(self) -> str:
         what = "released" if self._released else "settled" if self._settled else "open"
         return f"<Admission of {self._key.name!r}, {self._tokens:.0f} tokens, {dollars(self._units / UNITS)}, {what}>"
 
 
-def _headers(key: VirtualKey, state: _State, now: float) -> list[tuple[str, str]]:
-    found = []
-    for rate, limit in ((state.requests, key.rpm), (state.tokens, key.tpm)):
+def _lines(key: VirtualKey, state: _State, now: float) -> bytes:
+    found = b""
+    for rate, limit, lines in ((state.requests, key.rpm, _OF_REQUESTS), (state.tokens, key.tpm, _OF_TOKENS)):
         if limit is not None:
             cleared = now >= rate.last
             left = math.floor(limit if cleared else rate.remaining(limit))
-            names = _NAMES[rate.kind]
-            reset = 0.0 if cleared else rate.last - now
-            found += [(names[0], _whole(limit)), (names[1], str(left)), (names[2], f"{reset:.3f}s")]
+            found += lines % (limit, left, 0.0 if cleared else rate.last - now)
     return found
 
 
-_NAMES = {
-    kind: tuple(f"x-ratelimit-{what}-{kind}" for what in ("limit", "remaining", "reset"))
-    for kind in ("requests", "tokens")
-}
-
-
-@lru_cache
-def _whole(limit: float) -> str:
-    return f"{limit:.0f}"
+_OF_REQUESTS, _OF_TOKENS = (
+    b"x-ratelimit-limit-%b: %%.0f\r\nx-ratelimit-remaining-%b: %%d\r\nx-ratelimit-reset-%b: %%.3fs\r\n" % (3 * (kind,))
+    for kind in (b"requests", b"tokens")
+)
 
 
 def _check_valid(key: VirtualKey, wall: float) -> None:

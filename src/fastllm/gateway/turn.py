@@ -21,7 +21,7 @@ logger = logging.getLogger("fastllm.gateway")
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _WITHOUT_BODY = frozenset((204, 304))
-_CLOSE = (b"connection", b"close")
+_CLOSE = b"\r\nconnection: close\r\n"
 
 
 def _status_line(status: int) -> bytes:
@@ -45,6 +45,7 @@ class Line(Protocol):
     def common(self) -> bytes: ...
     def write(self, data: bytes) -> None: ...
     def post(self, data: bytes) -> None: ...
+    def soon(self, callback: Callable[[], None]) -> None: ...
     def read_on(self) -> None: ...
     def answered(self, turn: Turn) -> None: ...
     async def drained(self) -> None: ...
@@ -121,7 +122,7 @@ class Turn:
             logger.error("the app gave %s", why)
         if not (self.started or self.left):
             self.keep_alive = False
-            if self.whole(500, [(b"content-length", b"0")], b""):
+            if self.whole(500, b"content-length: 0\r\n", b""):
                 return
         if not (self.complete or self.left):
             self._line.transport.abort()
@@ -139,21 +140,29 @@ class Turn:
         """Drop the connection with what was written and not read."""
         self._line.transport.abort()
 
-    def whole(self, status: int, headers: Pairs, body: bytes) -> bool:
-        """Write a whole answer whose headers are good as they are; False where it cannot be taken at once."""
+    def soon(self, callback: Callable[[], None]) -> None:
+        """Call this once the answers that are ready now are written."""
+        self._line.soon(callback)
+
+    def body(self) -> bytes | None:
+        """Take the whole body, where it has come in one piece; None where it is to be received."""
+        if self.more or self._expects or self.left or self.complete or len(self._pieces) != 1:
+            return None
+        self._told, self.size = True, 0
+        self._line.read_on()
+        return self._pieces.pop()
+
+    def whole(self, status: int, lines: bytes, body: bytes) -> bool:
+        """Write a whole answer, `lines` those of its head; False where it cannot be taken at once."""
         line = self._line
         if self.started or self.left or line.write_paused:
             return False
         self.started = True
-        pieces = [STATUS_LINE[status], line.common()]
-        for name, value in headers:
-            pieces += (name, b": ", value, b"\r\n")
-        if _CLOSE in headers:
+        if _CLOSE in lines:
             self.keep_alive = False
         elif not self.keep_alive:
-            pieces.append(b"connection: close\r\n")
-        pieces += (b"\r\n", body)
-        line.post(b"".join(pieces))
+            lines += b"connection: close\r\n"
+        line.post(b"%b%b%b\r\n%b" % (STATUS_LINE[status], line.common(), lines, body))
         self._complete()
         return True
 
