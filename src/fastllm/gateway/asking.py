@@ -159,12 +159,16 @@ def cache_control(text: str) -> CacheControl | None:
 
 def attempts_left(exchange: Exchange, most: int) -> int:
     """Give how often the request may be sent: a client that tries again has used up some of it."""
+    if "retry_count" not in exchange.headers:
+        return most
     text = exchange.header("retry_count")
     return max(1, most - int(text)) if text.isdecimal() and len(text) < 5 else most
 
 
 def timeout_for(exchange: Exchange, usual: Timeout) -> Timeout | UnsetType:
     """Give the times of a request whose client waits for less than we would."""
+    if "timeout" not in exchange.headers:
+        return UNSET
     try:
         seconds = float(exchange.header("timeout") or "inf")
     except ValueError:

@@ -133,7 +133,8 @@ class Exchange:
     async def body(self) -> bytes:
         """Read the whole body. Refusal where it is too large, compressed, or too slow."""
         most = self.options.body_bytes
-        if self.headers.get("content_encoding", b"identity").strip().lower() not in (b"identity", b""):
+        encoding = self.headers.get("content_encoding")
+        if encoding is not None and encoding.strip().lower() not in (b"identity", b""):
             raise Refusal(415, "the body must not be compressed: leave out content-encoding", close=True)
         length = self.headers.get("content_length")
         if length is not None and length.isdigit() and int(length[:20]) > most:

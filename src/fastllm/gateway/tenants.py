@@ -27,6 +27,7 @@ import threading
 import time
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path
 
 import msgspec
@@ -437,18 +438,18 @@ class Admission:
 
 def _lines(key: VirtualKey, state: _State, now: float) -> bytes:
     found = b""
-    for rate, limit, lines in ((state.requests, key.rpm, _OF_REQUESTS), (state.tokens, key.tpm, _OF_TOKENS)):
+    for rate, limit in ((state.requests, key.rpm), (state.tokens, key.tpm)):
         if limit is not None:
             cleared = now >= rate.last
             left = math.floor(limit if cleared else rate.remaining(limit))
-            found += lines % (limit, left, 0.0 if cleared else rate.last - now)
+            found += _lines_of(rate.kind, limit) % (left, 0.0 if cleared else rate.last - now)
     return found
 
 
-_OF_REQUESTS, _OF_TOKENS = (
-    b"x-ratelimit-limit-%b: %%.0f\r\nx-ratelimit-remaining-%b: %%d\r\nx-ratelimit-reset-%b: %%.3fs\r\n" % (3 * (kind,))
-    for kind in (b"requests", b"tokens")
-)
+@lru_cache
+def _lines_of(kind: str, limit: float) -> bytes:
+    limited = f"x-ratelimit-limit-{kind}: {limit:.0f}\r\n"
+    return f"{limited}x-ratelimit-remaining-{kind}: %d\r\nx-ratelimit-reset-{kind}: %.3fs\r\n".encode()
 
 
 def _check_valid(key: VirtualKey, wall: float) -> None:
