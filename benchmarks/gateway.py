@@ -4,9 +4,10 @@
 
 Most requests a second are those of wrk over so many connections, against nginx that answers at once
 (`benchmarks/upstream.py`). The gateway is `fastllm serve` as it is: a virtual key with limits of requests, tokens and
-parallel requests and with a budget, and the log of usage. A pass-through is the least that can stand between: our
-transport, bytes in and out, no key, no engine; one is on uvicorn's own protocol, one on the gateway's server. CPU is
-user and system time of the server's process for each request.
+parallel requests and with a budget, the log of usage, metrics and dashboard. litellm's proxy has a key, limits of its
+model and metrics: keys with limits of their own want a PostgreSQL there. A pass-through is the least that can stand
+between: our transport, bytes in and out, no key, no engine; one is on uvicorn's own protocol, one on the gateway's
+server. CPU is user and system time of the server's process for each request.
 
 Added latency is open-loop: requests go out at their (random) times whatever became of those before, to nginx that
 answers after 20 ms, directly and through the gateway; each is counted from the time at which it was due.
@@ -55,8 +56,8 @@ PRICES = {"providers": {"base_url": {"models": {"m": {"input": 1.0, "output": 2.
 LIMITS = ("--rpm", "1e9", "--tpm", "1e12", "--parallel", "100000", "--budget-day", "1e6", "--budget-month", "1e7")
 TICKS = os.sysconf("SC_CLK_TCK")
 CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]  # before this process takes one
-LITELLM = Contender("litellm's proxy", "", ("litellm[proxy]",), "constraints-litellm.txt")
-LITELLM_CONNECTIONS = 16  # more only make it slower
+LITELLM = Contender("litellm's proxy", "", ("litellm[proxy]", "prometheus_client"), "constraints-litellm.txt")
+FEW = 16  # connections: with more litellm's proxy only becomes slower
 GOALS = "promised: 8,000 a second, 40 % of a pass-through, 100 times litellm's proxy; 0.6 ms p50 and 5 ms p99 added"
 SCRIPT = """
 wrk.method = "POST"
@@ -167,8 +168,13 @@ def bare(kind: str) -> Callable[[str, int, Path], list[str]]:
 
 def litellm(base_url: str, port: int, folder: Path) -> list[str]:
     python = environments.python(environments.directory(), LITELLM)
-    model = {"model_name": "m", "litellm_params": {"model": "openai/m", "api_base": base_url, "api_key": "sk-upstream"}}
-    settings = {"model_list": [model], "general_settings": {"master_key": MASTER}}
+    params = {"model": "openai/m", "api_base": base_url, "api_key": "sk-upstream", "rpm": 10**9, "tpm": 10**12}
+    settings = {
+        "model_list": [{"model_name": "m", "litellm_params": params}],
+        "general_settings": {"master_key": MASTER},
+        "router_settings": {"enable_pre_call_checks": True},
+        "litellm_settings": {"callbacks": ["prometheus"]},
+    }
     (folder / "config.yaml").write_text(json.dumps(settings))  # JSON is YAML
     return [str(python.parent / "litellm"), "--config", "config.yaml", "--host", "127.0.0.1", "--port", str(port)]
 
@@ -253,7 +259,8 @@ def throughput(options: argparse.Namespace) -> None:
         Contestant("the gateway", gateway),
     ]
     if options.without != "litellm":
-        everybody.append(Contestant(LITELLM.name, litellm, connections=LITELLM_CONNECTIONS))
+        everybody.append(Contestant(LITELLM.name, litellm))
+        everybody.append(Contestant(f"{LITELLM.name}, {FEW} connections", litellm, connections=FEW))
     with upstream() as server, ExitStack() as stack:
         for one in everybody:
             stack.enter_context(one.served(server.plain))
