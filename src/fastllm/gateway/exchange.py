@@ -61,7 +61,7 @@ DISCARD_SECONDS, DISCARD_PAUSE = 5.0, 0.5  # for all of it, and for the next pie
 GONE = 499  # what is recorded of a client that went away, as nginx does
 _PING = b":\n\n"
 _ID = re.compile(rb"[A-Za-z0-9_.:+=/-]{1,128}")
-_JSON = b"content-type: application/json\r\n"
+_JSON = b"content-type: application/json\r\ncontent-length: %d\r\n%b%b"
 _EVENTS = b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
 _READ = {
     b"authorization": "authorization",
@@ -262,14 +262,17 @@ class Exchange:
 
     async def answer(self, status: int, body: bytes, lines: bytes = b"") -> None:
         """Send a whole JSON answer; `lines` are more of its head, see `faces.pairs_of`."""
-        await self.plain(status, body, b"%b%b%b" % (_JSON, self._named(), lines))
+        await self._send_whole(status, body, _JSON % (len(body), self._named(), lines))
 
     async def plain(self, status: int, body: bytes, lines: bytes) -> None:
         """Send a whole answer of another type."""
-        self.status = status
-        self.sent_bytes = len(body)
         if status != 204:  # RFC 9110, 8.6
             lines = b"content-length: %d\r\n%b" % (len(body), lines)
+        await self._send_whole(status, body, lines)
+
+    async def _send_whole(self, status: int, body: bytes, lines: bytes) -> None:
+        self.status = status
+        self.sent_bytes = len(body)
         if self.wire is not None and self.method != "HEAD" and self.wire.whole(status, lines, body):
             return
         await self._send({"type": "http.response.start", "status": status, "headers": pairs_of(lines)})

@@ -222,8 +222,9 @@ def bound_of(endpoint: Endpoint, request: Request) -> float | None:
     """Give the most that a request can cost in USD; None where that is not known."""
     if endpoint.price is None:
         return None
+    most = request.max_tokens
     try:
-        return _purse(endpoint.price).bound(len(request.body), request.max_tokens, answers_asked(request.body))
+        return _purse(endpoint.price).bound(len(request.body), most, 1 if most else answers_asked(request.body))
     except ConfigError:
         return None
 

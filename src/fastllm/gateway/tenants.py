@@ -60,9 +60,11 @@ _DAY = 86400.0
 class _State:
     """What one key has under way and leased in this process."""
 
-    __slots__ = ("day", "month", "old", "places", "refusal", "requests", "seen", "tokens")
+    __slots__ = ("day", "key", "month", "old", "places", "refusal", "requests", "seen", "tokens", "until")
 
     def __init__(self, key: VirtualKey, process: str) -> None:
+        self.key = key  # as it was when it was made the present
+        self.until = 0.0  # for so long it is
         self.requests = Rate(key.id, "requests")
         self.tokens = Rate(key.id, "tokens")
         self.places = Places(key.id, process)
@@ -79,7 +81,7 @@ class _State:
 
     def begin(self, key: VirtualKey, now: float, day: str, month: str) -> None:
         """Make it the present: the slot, the day and the month."""
-        self.seen = now
+        self.key, self.seen, self.until = key, now, (slot_of(now) + 1) * GRAIN
         if key.rpm is not None:
             self.requests.roll(now)
         if key.tpm is not None:
@@ -178,7 +180,8 @@ class Tenants:
             state = self._states.get(key.id)
             if state is None:
                 state = self._states[key.id] = _State(key, self._process)
-            state.begin(key, now, self._day, self._month)
+            if now >= state.until or state.key is not key:
+                state.begin(key, now, self._day, self._month)
             if not state.fits(key, tokens, units):
                 self._lease(state, key, now, tokens, units)
             self._dirty[key.id] = state
@@ -319,6 +322,8 @@ class Tenants:
             state.refusal = None
 
     def _begin_day(self, wall: float) -> None:
+        for state in list(self._states.values()):
+            state.until = 0.0
         day = math.floor(wall / _DAY)
         self._day_until = (day + 1) * _DAY
         self._day = time.strftime("%Y-%m-%d", time.gmtime(day * _DAY))
