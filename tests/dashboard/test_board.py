@@ -106,11 +106,11 @@ def test_requests_are_counted_by_how_they_ended() -> None:
     ended = Ended(["/chat/completions"])
     ended(record())
     ended(record(cached=True, cost=0.5))
-    ended(record(status=429, error="queue_full"))
-    ended(record(status=404, error="model_not_found", model="no-such-thing"))
-    ended(record(status=401, error="missing_api_key", model="", tenant=""))
+    ended(record(status=429, kind="queue_full", error="a-word-of-a-provider"))
+    ended(record(status=404, kind="model_not_found", model="no-such-thing"))
+    ended(record(status=401, kind="missing_api_key", model="", tenant=""))
     ended(record(route="/health", model="", status=200))
-    ended(record(route="/dashboard/data", model="", status=401, error="missing_api_key"))
+    ended(record(route="/dashboard/data", model="", status=401, kind="missing_api_key"))
     found = ended.into(Reading())
     assert found.counts == {"ok": 2, "failed": 3, "cached": 1, "refused": 1}
     assert found.errors == {"queue_full": 1, "model_not_found": 1, "missing_api_key": 1}
@@ -123,7 +123,7 @@ def test_names_that_clients_make_up_have_a_bound() -> None:
     ended = Ended([])
     for i in range(3 * MOST):
         ended(record(model=f"model-{i}", tenant=f"key-{i}"))
-        ended(record(model=f"made-up-{i}", error=f"error-{i}", status=500))
+        ended(record(model=f"made-up-{i}", kind=f"error-{i}", status=500))
     ended(record(model="x" * 100_000))
     found = ended.into(Reading())
     for groups in (found.models, found.keys, found.errors):

@@ -24,7 +24,7 @@ class Record(Protocol):
     cached: bool
     usage: Usage | None
     cost: float | None
-    error: str
+    kind: str  # of error: its class, or the gateway's own word
 
 
 class Ended:
@@ -48,7 +48,7 @@ class Ended:
         if failed:
             self._failed += 1
             self._refused += record.status == 429
-            name = self._error_names.add(record.error or str(record.status))
+            name = self._error_names.add(record.kind or str(record.status))
             self._errors[name] = self._errors.get(name, 0) + 1
         else:
             self._ok += 1
