@@ -126,6 +126,15 @@ async def test_a_body_beyond_the_bound_is_refused_before_it_is_read(chunked: boo
         assert gateway.mock.stats.requests == 0
 
 
+@pytest.mark.fault("85")
+async def test_a_body_that_came_whole_is_refused_beyond_the_bound_too() -> None:
+    async with served(body_bytes=1024) as gateway, connection(gateway.server.port) as wire:
+        await wire.send(post(b"transfer-encoding: chunked\r\n", b"401\r\n" + b" " * 1025 + b"\r\n0\r\n\r\n"))
+        answer = await wire.answer()
+        assert (answer.status, answer.json()["error"]["code"]) == (413, "request_too_large")
+        assert gateway.mock.stats.requests == 0
+
+
 async def test_a_compressed_body_is_refused() -> None:
     async with served() as gateway, connection(gateway.server.port) as wire:
         answer = await wire.ask("POST", CHAT, gzip.compress(JSON), content_encoding="gzip")

@@ -14,6 +14,7 @@ from fastllm.build import EngineOptions
 from fastllm.errors import BudgetExceededError, LLMError, PermissionDeniedError, RateLimitError
 from fastllm.gateway.asking import cache_control
 from fastllm.gateway.auth import Tenant
+from fastllm.gateway.tenancy import Tenancy
 from fastllm.options import CacheControl, Limits, Route, Timeout, Upstream
 from fastllm.testing import MockConfig
 from kits.gateway import BODY, CHAT, connection, head_and_body, served
@@ -93,6 +94,24 @@ async def test_a_tenant_over_its_limits_is_told_until_when(
         assert answer.headers.get("x-should-retry") == again
         assert answer.headers["x-ratelimit-limit-requests"] == "60"
         assert tenants.ends == [] and gate.mock.stats.requests == 0
+
+
+async def test_a_key_is_told_its_limits_with_every_answer_of_a_model(tmp_path: Any) -> None:
+    tenancy = Tenancy(tmp_path / "gateway.db")
+    try:
+        _, secret = tenancy.store.create("team", rpm=2, tpm=1e6)
+        async with served(keys=tenancy.keys(None), app={"admissions": tenancy}) as gate:
+            told = []
+            for fault in ([], ["400"], []):
+                gate.mock.script(fault)
+                answer = await gate.ask(x_api_key=secret)
+                left, reset = (answer.headers[f"x-ratelimit-{what}-requests"] for what in ("remaining", "reset"))
+                told.append((answer.status, answer.headers.get("x-fastllm-attempts"), left))
+                assert 60 < float(reset.removesuffix("s")) < 62
+            assert told == [(200, "1", "1"), (400, "1", "0"), (429, None, "0")]
+            assert 0 < int(answer.headers["x-ratelimit-remaining-tokens"]) < 1e6
+    finally:
+        tenancy.close()
 
 
 async def test_a_tenant_gets_everything_back_for_what_failed() -> None:

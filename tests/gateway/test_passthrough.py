@@ -285,13 +285,15 @@ class Limits:
         """Only the first of the two calls counts, and here each one is settled."""
 
     def lines(self, key: Any = None) -> bytes:
-        return b""
+        return b"x-ratelimit-limit-requests: 3\r\n"
 
 
 async def test_requests_count_against_the_limits_of_their_key(through: Any) -> None:
     limits = Limits()
     async with through(admissions=limits) as gate:
-        assert [(await gate.ask("/openai/x"))[0] for _ in range(5)] == [200, 200, 200, 429, 429]
+        assert [(await gate.ask("/openai/x"))[0] for _ in range(4)] == [200, 200, 200, 429]
+        status, told, _ = await gate.ask("/openai/x")
+        assert (status, told["x-ratelimit-limit-requests"]) == (429, "3")
         assert len(gate.provider.seen) == 3 and (limits.settled, limits.out) == (3, 0)
 
 

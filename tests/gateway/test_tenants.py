@@ -323,7 +323,8 @@ def told(lines: bytes) -> dict[str, str]:
 
 def test_headers_tell_what_is_left_and_never_too_much(tenants: Tenants, clock: Time) -> None:
     limited = key(rpm=3, tpm=1000)
-    assert told(tenants.lines(limited))["x-ratelimit-remaining-tokens"] == "1000"
+    unread = {"x-ratelimit-limit-requests": "3", "x-ratelimit-limit-tokens": "1000"}
+    assert told(tenants.lines(limited)) == unread  # what others have used is not known yet
     admission = tenants.admit(limited, 400, 0.0)
     found = told(admission.lines())
     assert (found["x-ratelimit-limit-requests"], found["x-ratelimit-remaining-requests"]) == ("3", "2")
@@ -338,6 +339,37 @@ def test_headers_tell_what_is_left_and_never_too_much(tenants: Tenants, clock: T
     assert told(tenants.lines(limited))["x-ratelimit-remaining-requests"] == "3"
     assert told(tenants.lines(limited))["x-ratelimit-reset-requests"] == "0.000s"
     assert tenants.admit(key(), 1, 0.0).lines() == b""
+
+
+def test_headers_of_a_refusal_tell_what_other_processes_have_used(tenants: Tenants, clock: Time, path: Path) -> None:
+    limited = key(rpm=3, tpm=1000)
+    for _ in range(3):
+        tenants.admit(limited, 100, 0.0)
+    tenants.flush()
+    for other in (tenants_of(path, clock), tenants):
+        with pytest.raises(RateLimitError):
+            other.admit(limited, 100, 0.0)
+        found = told(other.lines(limited))
+        assert found["x-ratelimit-remaining-requests"] == "0"
+        assert 600 < int(found["x-ratelimit-remaining-tokens"]) <= 700  # what is leased and not used counts for others
+        assert 60 < float(found["x-ratelimit-reset-requests"].removesuffix("s")) < 62
+    other.close()
+
+
+def test_a_key_that_is_given_a_budget_has_it_at_once(tenants: Tenants) -> None:
+    tenants.admit(key(rpm=10), 1, 0.5)
+    tenants.admit(key(rpm=10, budget_day=1.0), 1, 0.75)
+    with pytest.raises(BudgetExceededError):
+        tenants.admit(key(rpm=10, budget_day=1.0), 1, 0.75)
+
+
+def test_a_new_day_begins_with_the_first_request_of_it(tenants: Tenants, clock: Time) -> None:
+    limited = key(rpm=10, budget_day=1.0)
+    clock.wall += DAY - 0.1  # within one slot of half a second
+    tenants.admit(limited, 1, 0.75)
+    clock.at += 0.2
+    tenants.admit(limited, 1, 0.75)
+    assert tenants.spending(limited).day_booked == 0.75
 
 
 def test_a_file_that_somebody_holds_refuses_for_now_and_counts_nothing(

@@ -224,11 +224,14 @@ class Gateway:
             record.attempts, record.endpoint = error.attempts, error.endpoint
         began = exchange.status
         record.status = fault.status
-        lines = b"" if began or not record.attempts else b"x-fastllm-attempts: %d\r\n" % record.attempts
-        tenant = exchange.tenant
-        if self.admissions is not None and tenant is not None and tenant.key is not None and record.model:
-            lines += self.admissions.lines(tenant.key)
-        await exchange.fail(fault, lines)
+        await exchange.fail(fault, b"" if began else self._told(exchange.tenant, record))
+
+    def _told(self, tenant: Tenant | None, record: Record) -> bytes:
+        """Give what the head of an error's answer says beside the error: attempts, and the limits of the key."""
+        lines = b"x-fastllm-attempts: %d\r\n" % record.attempts if record.attempts else b""
+        if self.admissions is None or tenant is None or tenant.key is None:
+            return lines
+        return lines + self.admissions.lines(tenant.key) if record.model or record.status == 429 else lines
 
     async def _failed(self, exchange: Exchange, record: Record, error: Exception) -> None:
         """A fault of our own. What the exception says may hold a prompt, so only its class and place are told."""

@@ -68,7 +68,7 @@ class Admission(Protocol):
         """Give everything back: nothing was sent."""
 
     def lines(self) -> bytes:
-        """Give the `x-ratelimit-*` of its tenant as they are now: lines of a head, see `faces.lines_of`."""
+        """Give the `x-ratelimit-*` of its tenant as they are now: lines of a head, see `faces.pairs_of`."""
 
 
 class Admissions(Protocol):

@@ -176,7 +176,7 @@ def _again(error: LLMError, status: int, after: float | None, most_attempts: int
 
 
 class Face:
-    """One dialect of errors. `named` are the headers in which its clients look for a request's id."""
+    """One dialect of errors. `named` are the headers in which its clients look for a request's id: the %."""
 
     named = b"x-request-id: %\r\nx-fastllm-request-id: %\r\n"
 

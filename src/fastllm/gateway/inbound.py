@@ -366,8 +366,8 @@ class Inbound(asyncio.Protocol):
         self._shared.post(self, self._loop)
 
     def soon(self, callback: Callable[[], None]) -> None:
-        """Call this after what was posted until now is written."""
-        self._loop.call_soon(callback)
+        """Call this at the end of this turn of the loop, once what is posted until then is written."""
+        self._shared.soon(callback, self._loop)
 
     def deliver(self) -> None:
         """Write what is held, if anything."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Protocol
 
 
@@ -19,24 +20,35 @@ class Shared:
     the kernel's code for a write then stays in the processor's cache from one to the next.
     """
 
-    __slots__ = ("_bytes", "_pairs", "_state", "_waiting")
+    __slots__ = ("_after", "_bytes", "_pairs", "_state", "_waiting")
 
     def __init__(self, server_state: Any) -> None:
         self._state = server_state
         self._pairs: Any = None
         self._bytes = b""
         self._waiting: list[Delivers] = []
+        self._after: list[Callable[[], None]] = []
 
     def post(self, connection: Delivers, loop: asyncio.AbstractEventLoop) -> None:
         """Have the connection deliver what it holds, at the end of this turn."""
-        if not self._waiting:
-            loop.call_soon(self._flush)
+        if not (self._waiting or self._after):
+            loop.call_soon(self.flush)
         self._waiting.append(connection)
 
-    def _flush(self) -> None:
+    def soon(self, callback: Callable[[], None], loop: asyncio.AbstractEventLoop) -> None:
+        """Call this at the end of this turn, once everything is delivered."""
+        if not (self._waiting or self._after):
+            loop.call_soon(self.flush)
+        self._after.append(callback)
+
+    def flush(self) -> None:
+        """Do now what was to be done at the end of this turn."""
         waiting, self._waiting = self._waiting, []
+        after, self._after = self._after, []
         for connection in waiting:
             connection.deliver()
+        for callback in after:
+            callback()
 
     def headers(self) -> bytes:
         """Give the headers that all answers have at the moment."""

@@ -84,6 +84,7 @@ class Server:
             tasks = self._uvicorn.server_state.tasks
             if tasks:
                 await asyncio.wait(set(tasks), timeout=LAST_WORDS)
+            self._shared.flush()
 
     def stop(self) -> None:
         """Begin to stop: not ready at once, deaf after `lead` seconds. The second call does not wait for anybody."""

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 
 from ..policy.window import SPAN
-from .database import Connection
+from .database import Connection, Database
 
 GRAIN = 0.5  # seconds in a slot
 LEASE = 10.0  # seconds for which places are leased
@@ -73,7 +73,7 @@ def leaves(slot: int) -> float:
 class Rate:
     """Requests or tokens of one key in any 60 seconds. Times are monotonic seconds that all processes share."""
 
-    __slots__ = ("_changes", "_planned", "before", "free", "key", "kind", "last", "slot", "taken", "used")
+    __slots__ = ("_changes", "_planned", "before", "free", "key", "kind", "known", "last", "slot", "taken", "used")
 
     def __init__(self, key: str, kind: str) -> None:
         self.key = key
@@ -81,6 +81,7 @@ class Rate:
         self.slot = -1
         self.free = 0.0  # leased for this slot and not used
         self.taken = self.before = 0.0  # used in this slot, and in the one before it
+        self.known = False  # the file was read
         self.used = 0.0  # booked by all processes, as far as is known here
         self.last = 0.0  # when the last of that leaves
         self._changes: dict[int, float] = {}  # not yet written, by slot
@@ -141,9 +142,21 @@ class Rate:
         last = leaves(self.slot if grant else rows[-1][0]) if grant or rows else 0.0
         self._planned = (tuple(self._changes), grant, used + grant, last)
 
+    def look(self, database: Database, now: float) -> None:
+        """See what is booked, where nothing could be leased."""
+        oldest = oldest_slot(now)
+        amounts = {slot: booked for slot, booked in database.read(_ROWS, (self.key, self.kind)) if slot >= oldest}
+        for slot, change in self._changes.items():
+            if slot >= oldest:
+                amounts[slot] = amounts.get(slot, 0.0) + change
+        self.used = max(0.0, math.fsum(amounts.values()))
+        self.last = leaves(max(amounts)) if amounts else 0.0
+        self.known = True
+
     def done(self) -> None:
         """The plan is committed."""
         written, grant, self.used, self.last = self._planned
+        self.known = True
         for slot in written:
             del self._changes[slot]
         self.free += grant

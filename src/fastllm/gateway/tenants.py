@@ -20,6 +20,7 @@ transaction of some 100 µs, and at most PATIENCE seconds where another process 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import secrets
@@ -213,21 +214,31 @@ class Tenants:
             with self._database.transaction(PATIENCE) as db:
                 planned = _planned(db, state, key, now, tokens, units)
         except Refused as refused:
+            self._look(state, key, now)
             state.refusal = (now + min(REMEMBERED, refused.wait), tokens, units, refused)
             raise self._error(key, refused, now, tokens, units, now) from None
         for meter in planned:
             meter.done()
 
+    def _look(self, state: _State, key: VirtualKey, now: float) -> None:
+        """See what all processes have used, to tell of it."""
+        with contextlib.suppress(LLMError):
+            for rate, limit in ((state.requests, key.rpm), (state.tokens, key.tpm)):
+                if limit is not None:
+                    rate.look(self._database, now)
+
     def lines(self, key: VirtualKey) -> bytes:
         """Give the `x-ratelimit-*` headers of a key, as OpenAI has them, as lines of a head: for the limits that it
-        has. What is left is never told too high."""
+        has. What is left is what this process knows of: others may have used more since it last looked into the file,
+        and before it has, nothing is told of that."""
         with self._lock:
             return _lines(key, self._states.get(key.id) or _State(key, self._process), self._clock.now())
 
     def spending(self, key: VirtualKey) -> Spending:
         """Give what a key has spent; reads the file, after writing what is to be written."""
         self.flush()
-        self._begin_day(self._clock.time())
+        with self._lock:
+            self._begin_day(self._clock.time())
         rows = self._database.read("SELECT period, settled, booked FROM money WHERE key = ?", (key.id,))
         found = {period: (settled / UNITS, booked / UNITS) for period, settled, booked in rows}
         day, month = found.get(self._day, (0.0, 0.0)), found.get(self._month, (0.0, 0.0))
@@ -444,17 +455,25 @@ class Admission:
 def _lines(key: VirtualKey, state: _State, now: float) -> bytes:
     found = b""
     for rate, limit in ((state.requests, key.rpm), (state.tokens, key.tpm)):
-        if limit is not None:
+        if limit is None:
+            continue
+        found += _limit_line(rate.kind, limit)
+        if rate.known:
             cleared = now >= rate.last
             left = math.floor(limit if cleared else rate.remaining(limit))
-            found += _lines_of(rate.kind, limit) % (left, 0.0 if cleared else rate.last - now)
+            found += _LEFT[rate.kind] % (left, 0.0 if cleared else rate.last - now)
     return found
 
 
 @lru_cache
-def _lines_of(kind: str, limit: float) -> bytes:
-    limited = f"x-ratelimit-limit-{kind}: {limit:.0f}\r\n"
-    return f"{limited}x-ratelimit-remaining-{kind}: %d\r\nx-ratelimit-reset-{kind}: %.3fs\r\n".encode()
+def _limit_line(kind: str, limit: float) -> bytes:
+    return f"x-ratelimit-limit-{kind}: {limit:.0f}\r\n".encode()
+
+
+_LEFT = {
+    kind: f"x-ratelimit-remaining-{kind}: %d\r\nx-ratelimit-reset-{kind}: %.3fs\r\n".encode()
+    for kind in ("requests", "tokens")
+}
 
 
 def _check_valid(key: VirtualKey, wall: float) -> None:
