@@ -186,7 +186,7 @@ async def test_a_requests_traceparent_is_continued_through_the_gateway(told: Tol
     observer = told.observer(strangers=True)
     serving = observer.serving()
     body = {**BODY, "messages": MESSAGES}
-    more: Any = {"engine": {"observers": [observer]}, "listeners": [serving.tell], "around": serving.around}
+    more: Any = {"engine": {"observers": [observer]}, "around": serving.around}
     async with served(key=KEY, **more) as gate:
         answer = await gate.ask(body=body, traceparent=PARENT, authorization=f"Bearer {KEY}")
         assert answer.status == 200
@@ -244,7 +244,7 @@ async def test_work_that_outlives_its_request_has_a_trace_of_its_own_with_a_link
 
 async def test_a_wrong_traceparent_begins_a_trace_of_its_own(told: Told) -> None:
     serving = told.observer().serving()
-    async with served(listeners=[serving.tell], around=serving.around) as gate:
+    async with served(around=serving.around) as gate:
         assert (await gate.ask(traceparent="00-nonsense-\xff")).status == 200
         await gate.idle()
         (span,) = told.spans

@@ -81,9 +81,8 @@ class Serving:
                 stack.callback(log.close)
                 listeners.append(log)
             tracing = None if telemetry is None else telemetry.serving()
-            if telemetry is not None and tracing is not None:
+            if telemetry is not None:
                 observers.append(telemetry)
-                listeners.append(tracing.tell)
             engine = build.engine(msgspec.structs.replace(setup.engine, observers=observers))
             stack.push_async_callback(engine.aclose)
             gateway = open_gateway(setup, engine, listeners, tenancy, metrics)

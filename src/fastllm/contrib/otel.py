@@ -11,7 +11,6 @@ never answered for has none. So a provider is not told of the trace.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -247,7 +246,6 @@ class _Serving(msgspec.Struct, eq=False):
     """One request of a gateway's client."""
 
     span: Span
-    task: Any
     ended: bool = False
 
 
@@ -264,7 +262,8 @@ def _above() -> tuple[context.Context | None, list[trace.Link]]:
 
 
 class Serving:
-    """Spans of the requests that a gateway serves, of kind SERVER: `around` its app, with `tell` among its listeners.
+    """Spans of the requests that a gateway serves, of kind SERVER: `around` its app, which leaves in the scope, as
+    `fastllm.record`, what became of the request.
 
     A request's `traceparent` is continued (`OTEL_PROPAGATORS` says which headers mean that), and what the engine asks
     for it stands below. Requests for health and metrics have none.
@@ -285,7 +284,7 @@ class Serving:
                 return
             parent = propagate.extract(self._carrier(scope))
             span = self._tracer.start_span(scope["method"][:20], context=parent, kind=SpanKind.SERVER)
-            serving = _Serving(span, asyncio.current_task())
+            serving = _Serving(span)
             here = _serving.set(serving)
             token = context.attach(trace.set_span_in_context(span, parent))
             try:
@@ -294,6 +293,9 @@ class Serving:
                 context.detach(token)
                 _serving.reset(here)
                 serving.ended = True
+                record = scope.get("fastllm.record")
+                if record is not None:
+                    _complete(span, record)
                 span.end()
 
         return traced
@@ -301,22 +303,21 @@ class Serving:
     def _carrier(self, scope: Message) -> Mapping[str, str]:
         return {name.decode(): value.decode("latin-1") for name, value in scope["headers"] if name in self._fields}
 
-    def tell(self, record: Ended) -> None:
-        """Complete the span of the request whose record this is; rows of a batch have none."""
-        serving = _serving.get()
-        if serving is None or serving.task is not asyncio.current_task() or not serving.span.is_recording():
-            return
-        span = serving.span
-        span.update_name(f"{record.method[:20]} {record.route}".strip())
-        found: Attributes = {
-            "http.request.method": record.method[:20],
-            "http.response.status_code": record.status,
-        }
-        if record.route:
-            found["http.route"] = record.route
-        if record.tenant:
-            found["fastllm.key"] = record.tenant
-        if record.status >= 500:
-            found["error.type"] = str(record.status)
-            span.set_status(Status(StatusCode.ERROR))
-        span.set_attributes(found)
+
+def _complete(span: Span, record: Ended) -> None:
+    """Say on a span what became of its request."""
+    if not span.is_recording():
+        return
+    span.update_name(f"{record.method[:20]} {record.route}".strip())
+    found: Attributes = {
+        "http.request.method": record.method[:20],
+        "http.response.status_code": record.status,
+    }
+    if record.route:
+        found["http.route"] = record.route
+    if record.tenant:
+        found["fastllm.key"] = record.tenant
+    if record.status >= 500:
+        found["error.type"] = str(record.status)
+        span.set_status(Status(StatusCode.ERROR))
+    span.set_attributes(found)

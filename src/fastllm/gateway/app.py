@@ -137,6 +137,7 @@ class Gateway:
             status=0,
             seconds=0.0,
         )
+        scope["fastllm.record"] = record  # for whoever stands around this app
         self.under_way += 1
         try:
             await self._serve(exchange, route, rest, record)
@@ -261,11 +262,11 @@ class Gateway:
         raise asyncio.CancelledError
 
     def _tell(self, exchange: Exchange, record: Record) -> None:
-        if not self.listeners:
-            return
         record.status = record.status or exchange.status
         record.seconds = time.monotonic() - exchange.began
         record.sent_bytes = exchange.sent_bytes
+        if not self.listeners:
+            return
         if exchange.wire is None:
             tell(self.listeners, (record,))
             return
