@@ -62,7 +62,7 @@ def test_json_for_programs() -> None:
     assert (listed["id"], listed["state"], listed["spent_day"]) == (
         found["id"],
         "valid",
-        0.0,
+        None,
     ) and "secret" not in listed
 
 

@@ -75,6 +75,35 @@ async def test_a_tenants_cost_is_bounded_by_the_price_and_settled_by_the_usage(t
         assert cost < bound
 
 
+async def test_a_stream_that_is_left_costs_its_prompt_and_what_had_come_whatever_it_might_have_cost(
+    tmp_path: Any,
+) -> None:
+    prices = tmp_path / "prices.toml"
+    prices.write_text('[providers.base_url.models."m"]\ninput = 1.0\noutput = 2.0\n')
+    tenants = Tenants()
+    mock = MockConfig(token_rate=50.0, answer_bytes=4000)
+    async with served(mock, keys=tenants, app={"admissions": tenants}, engine={"prices": prices}) as gate:
+        async with connection(gate.server.port) as wire:
+            body = {**BODY, "stream": True, "max_tokens": 100_000}
+            await wire.send(head_and_body("POST", CHAT, body, authorization="Bearer a"))
+            await wire.head()
+            await anext(wire.pieces())
+        await gate.idle()
+        ((_, bound),), ((usage, cost),) = tenants.asked, tenants.ends
+        assert usage is not None and bound is not None and bound > 0.2
+        assert cost == pytest.approx(usage.prompt_tokens * 1e-6 + usage.completion_tokens * 2e-6)
+        assert cost < 0.001 and gate.records[-1].cost == cost
+
+
+async def test_a_key_that_the_provider_refused_is_told_of_alike_while_nobody_is_asked() -> None:
+    async with served() as gate:
+        gate.mock.script(["401"])
+        for _ in range(2):
+            answer = await gate.ask()
+            assert (answer.status, answer.json()["error"]["code"]) == (502, "upstream_authentication")
+        assert gate.mock.stats.requests == 1
+
+
 @pytest.mark.parametrize(
     ("error", "status", "after", "again"),
     [

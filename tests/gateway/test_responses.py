@@ -291,6 +291,19 @@ async def test_what_was_made_of_chat_is_kept_here(tmp_path: Path, stream: bool) 
 
 
 @pytest.mark.parametrize("stream", [False, True])
+async def test_no_two_responses_have_one_id_whatever_the_provider_calls_its_answers(
+    tmp_path: Path, stream: bool
+) -> None:
+    async with by_chat(tmp_path) as gate, gate.client() as client:
+        ids = []
+        for _ in range(2):  # the mock's ids are those of what it was asked: alike
+            made: Any = await client.responses.create(model="m", input="hello", stream=stream)
+            events = [event async for event in made] if stream else []
+            ids.append({event.response.id for event in events if hasattr(event, "response")} or {made.id})
+        assert len(ids[0]) == len(ids[1]) == 1 and ids[0] != ids[1]
+
+
+@pytest.mark.parametrize("stream", [False, True])
 async def test_a_conversation_goes_on_with_all_that_was_said(tmp_path: Path, stream: bool) -> None:
     async with by_chat(tmp_path) as gate, gate.client() as client:
         first = await client.responses.create(model="m", input="one", instructions="only for the first")
@@ -322,7 +335,7 @@ async def test_what_was_made_of_chat_is_its_keys_alone(tmp_path: Path) -> None:
         bad = openai.BadRequestError
         await refused(bob.responses.create, bad, model="m", input="and?", previous_response_id=made.id)
         same = await bob.responses.create(model="m", input="my secret")
-        assert same.id == made.id  # the mock's ids are those of what it was asked
+        assert same.id != made.id and same.output_text == made.output_text
         await bob.responses.delete(same.id)
         assert (await alice.responses.retrieve(made.id)).output_text == made.output_text
 

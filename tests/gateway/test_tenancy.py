@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fastllm.answers import Usage
-from fastllm.errors import RateLimitError
+from fastllm.errors import PermissionDeniedError, RateLimitError
 from fastllm.gateway.auth import MasterKey, StoredKeys
 from fastllm.gateway.catalog import Catalog
 from fastllm.gateway.record import Record
@@ -45,6 +45,8 @@ def test_a_key_of_the_file_is_a_tenant_with_limits(tenancy: Tenancy) -> None:
         tenancy.admit(tenant.key, 10.0, None)
     tenancy.store.revoke(key.id)
     assert keys.check(secret) is None and keys.tenant(key.id) is None
+    with pytest.raises(PermissionDeniedError, match="revoked"):  # whoever asked before: a batch, say
+        tenancy.admit(tenant.key, 10.0, None)
 
 
 def test_what_was_asked_is_written_down(tenancy: Tenancy) -> None:

@@ -15,7 +15,7 @@ import msgspec
 from ..errors import ConfigError
 from ..gateway.database import Database
 from ..gateway.keys import KeyStore, VirtualKey
-from ..gateway.tenants import Spending, Tenants
+from ..gateway.tenants import Spending, Tenants, told
 from ..policy.budget import dollars
 from .options import setting_options, settings_of
 from .say import say
@@ -73,7 +73,7 @@ def show(everything: bool, as_json: bool, **flags: Any) -> None:
     with _open(flags) as (store, tenants):
         keys = [(key, tenants.spending(key)) for key in store.list() if everything or key.state(now) == "valid"]
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode([_plain(key, spent, now) for key, spent in keys])).decode())
+        click.echo(msgspec.json.format(msgspec.json.encode([told(key, spent, now) for key, spent in keys])).decode())
         return
     rows = [_HEAD]
     rows += [_row(key, spent, now) for key, spent in keys]
@@ -114,10 +114,6 @@ def _print_secret(key: VirtualKey, secret: str, what: str, as_json: bool) -> Non
         return
     say(f"{key.id} ({key.name}) {what}; it is shown only now:")
     click.echo(secret)
-
-
-def _plain(key: VirtualKey, spent: Spending, now: float) -> dict[str, Any]:
-    return {**msgspec.to_builtins(key), "state": key.state(now), "spent_day": spent.day, "spent_month": spent.month}
 
 
 def _row(key: VirtualKey, spent: Spending, now: float) -> tuple[str, ...]:

@@ -146,6 +146,8 @@ def _status(error: LLMError) -> tuple[int, str | None]:
         return 429, code or "budget_exceeded"
     if isinstance(error, StoppedError):
         cause = error.__cause__
+        if isinstance(cause, AuthenticationError):
+            return 502, "upstream_authentication"
         return (429, code) if isinstance(cause, RateLimitError) else (503, code)
     if isinstance(error, AuthenticationError):
         return 502, "upstream_authentication"

@@ -185,6 +185,12 @@ class KeyStore:
         key = self._keys.get(found.key)
         return key if key is not None and key.revoked is None else None
 
+    def current(self, key: VirtualKey) -> VirtualKey:
+        """Give a key as it is by now, for work that goes on for longer than the request that began it."""
+        if self._now() >= self._look_at:
+            self.refresh()
+        return self._keys.get(key.id, key)
+
     def get(self, id: str) -> VirtualKey:
         """Give the key of that id, or the one of that name; ConfigError where there is none."""
         self.refresh()

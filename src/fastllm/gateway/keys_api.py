@@ -18,7 +18,7 @@ from .exchange import Exchange, Receive, Scope, Send
 from .faces import Refusal
 from .files import below, check_method, nowhere, query_of
 from .keys import KeyStore, VirtualKey, key_fields
-from .tenants import Spending, Tenants
+from .tenants import Spending, Tenants, told
 
 PATH = "/keys"
 _encode = msgspec.json.encode
@@ -123,5 +123,4 @@ async def _fields_of(exchange: Exchange) -> dict[str, Any]:
 
 
 def _plain(key: VirtualKey, spent: Spending, now: float) -> dict[str, Any]:
-    fields = msgspec.to_builtins(key)
-    return {"object": "key", **fields, "state": key.state(now), "spent_day": spent.day, "spent_month": spent.month}
+    return {"object": "key", **told(key, spent, now)}

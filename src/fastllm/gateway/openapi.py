@@ -51,6 +51,10 @@ _READ: dict[str, Schema] = {"model": _MODEL, "stream": {"type": ["boolean", "nul
 _INPUT: Schema = {"anyOf": [_TEXT, {"type": "array", "items": {}}]}
 
 _LIMIT: Schema = {"type": ["number", "null"], "minimum": 1, "maximum": 10**15}
+_SPENT: Schema = {
+    "type": ["number", "null"], "minimum": 0,
+    "description": "US dollars; null where the key has no budget for this period.",
+}  # fmt: skip
 _USD: Schema = {"type": ["number", "null"], "minimum": 0, "maximum": 10**9}
 
 _SCHEMAS: dict[str, Schema] = {
@@ -136,7 +140,7 @@ _SCHEMAS: dict[str, Schema] = {
     "Key": _object(
         ("id", "object", "name", "state", "created", "spent_day", "spent_month"),
         id=_TEXT, object={"const": "key"}, name=_TEXT, state={"enum": ["valid", "expired", "revoked"]},
-        created={"type": "number"}, spent_day={"type": "number"}, spent_month={"type": "number"}, tail=_TEXT,
+        created={"type": "number"}, spent_day=_SPENT, spent_month=_SPENT, tail=_TEXT,
         secret={"type": "string", "description": "In the answer that made it alone."},
     ),
     "Deleted": _object(("id", "object", "deleted"), id=_TEXT, object=_TEXT, deleted={"const": True}),

@@ -299,11 +299,11 @@ def _settle(stream: Stream, permit: _Permit, record: Record, engine: Engine, req
     usage, cost = response.usage, response.cost
     if usage is None:
         endpoints = known(engine, request.model)
-        ratio = endpoints[0].estimator.ratio if endpoints else START_RATIO
-        usage = Usage(
-            prompt_tokens=int(len(request.body) * ratio) + 1, completion_tokens=int(len(response.body) * ratio)
-        )
-        cost = None
+        endpoint = next((one for one in endpoints if one.name == stream.endpoint), endpoints[0] if endpoints else None)
+        ratio = endpoint.estimator.ratio if endpoint is not None else START_RATIO
+        prompt, answer = int(len(request.body) * ratio) + 1, int(len(response.body) * ratio)
+        usage = Usage(prompt_tokens=prompt, completion_tokens=answer, total_tokens=prompt + answer)
+        cost = None if endpoint is None or endpoint.price is None else endpoint.price.cost(usage)
     record.usage, record.cost = usage, cost
     permit.settle(usage, cost)
 

@@ -88,6 +88,8 @@ class Continuation:
         self._given = Raw(b"[]")
         self._keeps = False
         self._by_chat: bool | None = None  # once an endpoint has answered
+        # Not every provider's ids are unlike, and answers that are kept are given again.
+        self._id = Raw(b'"resp_%b"' % secrets.token_hex(16).encode())
         self._noted = False
 
     async def begin(self) -> None:
@@ -190,6 +192,7 @@ class Continuation:
 
     def _as_told(self, body: bytes, *, kept: bool) -> bytes:
         fields = _fields.decode(body)
+        fields["id"] = self._id
         fields[_STORE], fields[_PREVIOUS] = Raw(b"true" if kept else b"false"), self._previous
         return _encode(fields)
 

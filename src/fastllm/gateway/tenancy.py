@@ -40,8 +40,8 @@ class Tenancy:
         return StoredKeys(self.store, master if isinstance(master, MasterKey) else None, namespace)
 
     def admit(self, key: VirtualKey, tokens: float, cost_bound: float | None) -> Admitted:
-        """Take from the key's limits; raises as `Tenants.admit` does."""
-        return Admitted(self.tenants.admit(key, tokens, cost_bound))
+        """Take from the limits that the key has by now; raises as `Tenants.admit` does."""
+        return Admitted(self.tenants.admit(self.store.current(key), tokens, cost_bound))
 
     def lines(self, key: VirtualKey) -> bytes:
         """Give what an answer's head says of the key's limits."""

@@ -30,6 +30,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -130,6 +131,14 @@ class Spending(msgspec.Struct, frozen=True, kw_only=True):
     month: float = 0.0
     day_booked: float = 0.0
     month_booked: float = 0.0
+
+
+def told(key: VirtualKey, spent: Spending, now: float) -> dict[str, Any]:
+    """Give a key, its state and what it has spent as JSON has it. It is counted in the periods that have a budget: null
+    stands for the others."""
+    day = spent.day if key.budget_day is not None else None
+    month = spent.month if key.budget_month is not None else None
+    return {**msgspec.to_builtins(key), "state": key.state(now), "spent_day": day, "spent_month": month}
 
 
 class Tenants:
