@@ -385,6 +385,18 @@ async def test_a_key_that_is_gone_pays_for_nothing_more(tmp_path: Path) -> None:
         assert gate.mock.stats.requests == 0
 
 
+async def test_a_key_that_goes_while_its_batch_runs_has_it_cancelled(tmp_path: Path) -> None:
+    engine = {"limits": Limits(concurrency=1, adaptive=False)}
+    async with opened(tmp_path, MockConfig(latency=0.05), engine=engine) as gate, gate.client() as client:
+        gate.batches.runner.poll = 0.05
+        people: Any = gate.gateway.keys
+        batch = await begun(client, [line(n) for n in range(200)])
+        await until(lambda: gate.mock.stats.requests >= 2)
+        people.tenant = lambda id: None
+        assert (await ended(client, batch.id)).status == "cancelled"
+        assert gate.mock.stats.requests < 100
+
+
 @pytest.mark.fault("95")
 async def test_interactive_requests_go_before_a_batch(tmp_path: Path) -> None:
     engine = {"limits": Limits(concurrency=1, adaptive=False)}

@@ -35,7 +35,7 @@ from .file_store import FileStore, new_id, share
 
 logger = logging.getLogger("fastllm.gateway")
 
-POLL = 2.0  # seconds between looks at what other processes left word of
+POLL = 1.0  # seconds between looks at what other processes left word of
 RESTING = 60.0  # seconds until a batch is tried again that failed for a reason of ours, such as a full disk
 GRACE = 10.0  # seconds for what is in flight when a batch is cancelled or the gateway stops
 INPUT, OUTPUT, ERRORS = "input.jsonl", "output.jsonl", "failed.jsonl"
@@ -118,7 +118,10 @@ class BatchRunner:
         if live is not None:
             live.count()
             return live.batch
-        return self._waiting.get(batch.id, batch)
+        batch = self._waiting.get(batch.id, batch)
+        if not batch.ended and not batch.cancels() and self._store.is_to_be_cancelled(batch):
+            _set(batch, "cancelling")  # another process runs it, and has yet to write that down
+        return batch
 
     async def cancel(self, batch: Batch) -> Batch:
         """Have a batch cancelled, whichever process runs it."""
@@ -126,10 +129,7 @@ class BatchRunner:
         if self._lock >= 0:
             await self._cancel_here(batch.id)
         self._news.set()
-        batch = self.shown(batch)
-        if not batch.ended and not batch.cancels():
-            _set(batch, "cancelling")  # for this answer; who runs it writes it down
-        return batch
+        return self.shown(batch)
 
     def done(self, id: str) -> int:
         """Give how many requests of a batch that runs here are done."""
@@ -176,6 +176,8 @@ class BatchRunner:
             if not batch.cancels() and await asyncio.to_thread(self._store.is_to_be_cancelled, batch):
                 await self._cancel_here(batch.id)
         for live in list(self._live.values()):
+            if self._owner(live.batch) is None:  # its rows are refused, but for those that only wait by now
+                await self._cancel_here(live.batch.id)
             live.count()
             counts = live.batch.completed, live.batch.failed
             if counts != live.saved:
@@ -358,9 +360,13 @@ class BatchRunner:
 
     def _tenant(self, batch: Batch) -> Tenant:
         """Give whose it is: with the limits of the key as it is now, and nothing to ask for where it is gone."""
+        found = self._owner(batch)
+        return found if found is not None else msgspec.structs.replace(batch.owner(), models=())
+
+    def _owner(self, batch: Batch) -> Tenant | None:
+        """Give whose it is as it is now; None where it may ask no more."""
         owner = self._known.get(batch.tenant) or batch.owner()
-        found = owner if owner.is_master else self._find_tenant(owner)
-        return found if found is not None else msgspec.structs.replace(owner, models=())
+        return owner if owner.is_master else self._find_tenant(owner)
 
     async def _save(self, batch: Batch, *, unless_ended: bool = False) -> None:
         async with self._writing:  # whoever writes last writes how it is then
