@@ -86,9 +86,9 @@ def test_options_are_frozen_values() -> None:
         Limits(speed=5)  # type: ignore[call-arg]
 
 
-def test_a_timeout_of_a_number_is_the_total_and_bounds_each_phase() -> None:
-    assert Timeout.of(30) == Timeout(connect=5, tls=5, first_byte=30, between_chunks=30, total=30)
-    assert Timeout.of(2) == Timeout(connect=2, tls=2, first_byte=2, between_chunks=2, total=2)
+def test_a_timeout_of_a_number_is_the_total_which_comes_before_the_end_of_any_phase() -> None:
+    assert Timeout.of(30) == Timeout(connect=5, tls=5, first_byte=31, between_chunks=31, total=30)
+    assert Timeout.of(2) == Timeout(connect=3, tls=3, first_byte=3, between_chunks=3, total=2)
     given = Timeout(total=7)
     assert Timeout.of(given) is given
 

@@ -24,6 +24,9 @@ Reason = Literal["rate_limit", "outage", "key", "not_found", "context_length", "
 REASONS: tuple[Reason, ...] = get_args(Reason)
 
 
+AFTER_TOTAL = 1.0  # seconds: more than timers are late
+
+
 class Timeout(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds for each phase of a request; None switches one off.
 
@@ -31,8 +34,8 @@ class Timeout(msgspec.Struct, frozen=True, kw_only=True):
     answer's first byte, `between_chunks` each further read, `attempt` one attempt from its permit to its whole answer
     (of a stream: to its first chunk), after which the next one follows, `total` everything: waits,
     attempts and back-off. `queue` is for how long a single call may wait for its turn under an endpoint's limits; where
-    it is known at once that this would take longer, it fails at once. `Timeout.of(30)` sets the total and keeps each
-    phase within it.
+    it is known at once that this would take longer, it fails at once. `Timeout.of(30)` sets the total, which ends each
+    phase, too.
     """
 
     connect: float | None = 5.0
@@ -56,13 +59,9 @@ class Timeout(msgspec.Struct, frozen=True, kw_only=True):
             return cls(connect=None, tls=None, first_byte=None, between_chunks=None, total=None)
         total = _number("timeout", value, above=0, unit="seconds")
         assert total is not None
-        return cls(
-            connect=min(5.0, total),
-            tls=min(5.0, total),
-            first_byte=total,
-            between_chunks=total,
-            total=total,
-        )
+        # The total comes first, or it would be chance which of two timers fires, and so which error is raised.
+        later = total + AFTER_TOTAL
+        return cls(connect=min(5.0, later), tls=min(5.0, later), first_byte=later, between_chunks=later, total=total)
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
