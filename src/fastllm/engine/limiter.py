@@ -472,7 +472,8 @@ class Limiter:
         now, passing = self._clock.now(), False
         while (head := self._head()) is not None:
             queue, priority = head
-            need = queue[0].look()
+            full = self.in_flight >= self.learner.slots.limit  # then it does not matter what it needs
+            need = queue[0].need if full else queue[0].look()
             held = self._held_by(now, need, priority)
             due = self._when(now, need, priority, held) if held else INF
             passing = bool(held and priority and self._queues[0] and (held == SPARED or self._may_pass(now)))
