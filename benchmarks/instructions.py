@@ -4,11 +4,12 @@
     python benchmarks/instructions.py --check    the same; exit 1 if it is more than 5 % off
     python benchmarks/instructions.py --record   write down what was counted
 
-Two fixed runs of `client.stream` are counted, each with few and with many rows, so that start-up cancels out: `engine`
-answers from memory, `http` over a loopback connection, from a server in the same process. A figure holds for one
+Fixed runs are counted, each with few and with many rows, so that start-up cancels out. Two are of `client.stream`:
+`engine` answers from memory, `http` over a loopback connection, from a server in the same process. `job` is
+`client.run` with answers from memory: reading the rows, the journal and the output as well. A figure holds for one
 version of Python; where there is none for this one, nothing is compared. What is off is counted once more, because a
-busy machine may let more time pass, and with it a timer. A faster path is to be recorded, too: else
-the next slower one would pass unseen.
+busy machine may let more time pass, and with it a timer. A faster path is to be recorded, too: else the next slower one
+would pass unseen.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from fastllm.loop import run
 
 FEW, MANY = 500, 1500  # rows
 TOLERANCE = 0.05
-KINDS = ("engine", "http")
+KINDS = ("engine", "http", "job")
 RECORDED = Path(__file__).with_suffix(".json")
 BODY = b'{"model": "m", "messages": [{"role": "user", "content": "' + b"x" * 540 + b'"}]}'
 HEAD = (
@@ -66,16 +67,27 @@ async def rows(kind: str, count: int) -> None:
     """What is counted."""
     server = await asyncio.get_running_loop().create_server(Server, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
-    more: dict[str, Any] = {"transport": InstantTransport(ANSWER.encode(), HEADERS)} if kind == "engine" else {}
+    more: dict[str, Any] = {} if kind == "http" else {"transport": InstantTransport(ANSWER.encode(), HEADERS)}
     limits = Limits(concurrency=64, adaptive=False)
     async with AsyncFastLLM(base_url=url, api_key="k", limits=limits, **more) as client:
-        bodies: Iterator[bytes] = (BODY for _ in range(count))
-        answered = 0
-        async for outcome in client.stream(bodies):
-            answered += outcome.ok
+        if kind == "job":
+            answered = await job(client, count)
+        else:
+            bodies: Iterator[bytes] = (BODY for _ in range(count))
+            answered = 0
+            async for outcome in client.stream(bodies):
+                answered += outcome.ok
         if answered != count:
             raise SystemExit(f"only {answered} of {count} were answered")
     server.close()
+
+
+async def job(client: AsyncFastLLM, count: int) -> int:
+    """Run a file of rows, and give how many have their answer."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "in.jsonl"
+        source.write_bytes((BODY + b"\n") * count)
+        return (await client.run(source, Path(folder) / "out.jsonl")).ok
 
 
 def instructions(kind: str, count: int) -> int:

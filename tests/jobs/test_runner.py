@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -377,14 +377,15 @@ async def test_cancelling_the_run_releases_the_journal(source: Path, output: Pat
 
 def slow_publishing(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Make the writing of the output slow; the event tells that it began."""
-    began, real = threading.Event(), publishing.outcome_of
+    began, real = threading.Event(), publishing.entries
 
-    def outcome_of(*args: Any) -> Any:
-        began.set()
-        time.sleep(0.02)
-        return real(*args)
+    def entries(*args: Any, **options: Any) -> Iterator[Any]:
+        for found in real(*args, **options):
+            began.set()
+            time.sleep(0.02)
+            yield found
 
-    monkeypatch.setattr(publishing, "outcome_of", outcome_of)
+    monkeypatch.setattr(publishing, "entries", entries)
     return began
 
 

@@ -49,6 +49,17 @@ def test_it_doubles_while_that_pays_up_to_the_ceiling() -> None:
     assert limits.index(1280) <= 18, "two or three latencies for each doubling"
 
 
+def test_requests_are_spread_only_while_it_grows() -> None:
+    slots, spread = Adaptive(320), set()
+    for second in range(30):
+        play(slots, lambda now, in_flight: 1.0, 1.0, begin=float(second))
+        spread.add((slots.limit, bool(slots.gap)))
+    assert spread >= {(40, True), (80, True), (160, True), (320, True), (320, False)}
+    assert not slots.gap and slots.mode == "start"
+    slots.reopen(100.0, 40.0)
+    assert slots.gap, "it grows again"
+
+
 @pytest.mark.parametrize("knee", [12, 50, 100, 333])
 @pytest.mark.parametrize("seed", range(2))
 def test_it_stops_at_the_knee_and_loses_no_throughput(knee: int, seed: int) -> None:

@@ -104,6 +104,12 @@ class JSONLWriter:
         self._raw = file
         self._file = create_bytes(file, name)
         self._columns = columns
+        self.is_plain = not (columns.keep or columns.fields)  # a line holds nothing but the answer
+
+    def write_answer(self, index: int, custom_id: str | None, body: bytes, status: int, request_id: str | None) -> None:
+        """Where it `is_plain`: write what `write` would of an outcome with this answer, without one."""
+        name = custom_id if custom_id is not None else f"row-{index}"
+        self._file.write(answer_line(name, index, body, status=status, request_id=request_id))
 
     def write(self, outcome: Outcome, source: bytes = b"", failure: dict[str, Any] | None = None) -> None:
         answer, columns = outcome.response, self._columns

@@ -147,7 +147,8 @@ class Frames:
     def __init__(self, fd: int, layout: Layout) -> None:
         self._fd = fd
         self._layout = layout
-        self._blocks: dict[int, bytes] = {}
+        self._marker, self._salt = layout.marker, layout.salt
+        self._blocks: dict[int, memoryview] = {}
         self._reads = self._misses = 0
         self._pays = True
 
@@ -163,20 +164,19 @@ class Frames:
         if at + _FRAME.size <= len(block):
             mark, length, crc, index, state, _ = _FRAME.unpack_from(block, at)
             stop = at + 12 + length
-            if stop <= len(block) and length >= _BODY.size and mark == self._layout.marker and index < MAX_ROWS:
-                body = memoryview(block)[at + 12 : stop]
-                if crc32(body, (self._layout.salt + offset) & _MASK) == crc:
-                    return index, state, body[_BODY.size :]
+            fits = stop <= len(block) and length >= _BODY.size and mark == self._marker and index < MAX_ROWS
+            if fits and crc32(block[at + 12 : stop], (self._salt + offset) & _MASK) == crc:
+                return index, state, block[at + _FRAME.size : stop]
         return read_frame(self._fd, self._layout, offset)  # cut off by the block's end, or written since, or damaged
 
-    def _load(self, number: int) -> bytes:
+    def _load(self, number: int) -> memoryview:
         self._misses += 1
         if self._misses > _TRIED and self._reads < 4 * self._misses:
             self._pays = False
         blocks = self._blocks
         if len(blocks) >= _BLOCKS:
             del blocks[next(iter(blocks))]
-        block = blocks[number] = os.pread(self._fd, _BLOCK, number * _BLOCK)
+        block = blocks[number] = memoryview(os.pread(self._fd, _BLOCK, number * _BLOCK))
         return block
 
     def __repr__(self) -> str:

@@ -10,7 +10,7 @@ import msgspec
 
 from ..formats.base import Reader, open_writer
 from ..formats.columns import Columns
-from ..formats.output import failure_line, failures_path
+from ..formats.output import JSONLWriter, failure_line, failures_path
 from .entry import outcome_of
 from .frames import FAILED, OK
 from .journal import Entry, Journal
@@ -100,9 +100,13 @@ def write_answers(
     kept = reader if columns.keep else None
     with replacing(output) as file, Sources(kept, in_order=shape.order == "input", folder=output.parent) as sources:
         writer = open_writer(file, output, columns, format=shape.format, like=reader)
+        plain = writer if isinstance(writer, JSONLWriter) and writer.is_plain else None
         for index, entry in entries(journal, total, *states, order=shape.order, given_up=given_up):
             if totals is not None and entry.error is None:
                 totals.add(entry)
+            if plain is not None and entry.error is None:  # most outputs: an outcome costs as much as its line
+                plain.write_answer(index, entry.custom_id, entry.body, entry.status, entry.request_id)
+                continue
             source = sources.of(index, journal.check(index), entry.source) if columns.keep else b""
             writer.write(outcome_of(index, entry), source, entry.error)
         writer.close()

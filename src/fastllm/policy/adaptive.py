@@ -128,6 +128,8 @@ class Adaptive:
         elif limit < self.ceiling:
             self._before = (limit, throughput)
             self._move(now, 2 * limit)
+        else:
+            self.gap = 0.0  # it is grown, and a whole round was spread
 
     def _knee(self, now: float) -> None:
         limit, found = self.limit, self._round
