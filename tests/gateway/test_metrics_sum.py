@@ -55,6 +55,17 @@ def test_whoever_is_asked_gives_the_sums_and_each_ones_gauges(tmp_path: Path) ->
         assert process.sample("flying", endpoint="e") is None
 
 
+def test_no_counter_falls_whichever_process_is_asked_next(tmp_path: Path) -> None:
+    processes, told = (Process(tmp_path, 0), Process(tmp_path, 1)), 0.0
+    for turn in range(20):
+        asked = processes[turn % 3 % 2]
+        processes[turn % 2].count(2)
+        now = asked.sample("requests_total", route="/a") or 0.0
+        assert now >= told
+        told = now
+    assert told > 20
+
+
 def test_what_a_process_had_counted_that_died_still_counts_however_often(tmp_path: Path) -> None:
     other = Process(tmp_path, 1)
     for died in range(4):

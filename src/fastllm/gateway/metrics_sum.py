@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -37,20 +38,30 @@ class Published(Collector):
         self._index = index
         self._own = own
         self._before = _read(self._path(index))  # of a process that died in this place
+        self._writing = threading.Lock()
 
     def _path(self, index: int) -> Path:
         return self._folder / f"{index}.prom"
 
     def publish(self) -> None:
         """Write down what this process and the one before it in its place have counted."""
+        with self._writing:
+            self._write(self._own())
+
+    def _write(self, own: str) -> None:
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(_Fixed(summed([(None, self._before), ("", self._own())])))
+        registry.register(_Fixed(summed([(None, self._before), ("", own)])))
         part = self._path(self._index).with_suffix(".part")
         part.write_bytes(generate_latest(registry))
         part.replace(self._path(self._index))
 
     def collect(self) -> Iterator[Metric]:
-        texts: list[tuple[str | None, str]] = [(None, self._before), (str(self._index), self._own())]
+        # What is told here the others know from now on: no counter falls from one's answer to the next of another.
+        with self._writing:
+            own = self._own()
+            with contextlib.suppress(OSError):
+                self._write(own)
+        texts: list[tuple[str | None, str]] = [(None, self._before), (str(self._index), own)]
         for path in sorted(self._folder.glob("*.prom")):
             if path != self._path(self._index):
                 texts.append((path.stem, _read(path)))
