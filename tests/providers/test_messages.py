@@ -225,6 +225,46 @@ def test_what_a_provider_wants_to_see_again_goes_there_and_back() -> None:
     assert [block["type"] for block in whole.to_dict()["content"]] == ["tool_use", "redacted_thinking"]
 
 
+CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"x":1}'}}
+
+
+def completed(message: dict[str, Any], reason: str | None) -> dict[str, Any]:
+    choice = {"index": 0, "message": {"role": "assistant", "content": None, **message}, "finish_reason": reason}
+    return {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+
+
+def answered(message: dict[str, Any], reason: str | None) -> dict[str, Any]:
+    body = msgspec.json.encode(completed(message, reason))
+    return BY_CHAT["openai"].decode(asked(), HTTPResponse(status=200, body=body)).to_dict()
+
+
+def streamed_of(*deltas: dict[str, Any], reason: str | None = "stop") -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Give the events of a chat stream of these deltas, and the message; its events, read again, are that message."""
+    frame = {"id": "x", "object": "chat.completion.chunk", "created": 0, "model": "m"}
+    choices = [*({"index": 0, "delta": delta} for delta in deltas), {"index": 0, "delta": {}, "finish_reason": reason}]
+    pieces = [b"data: " + msgspec.json.encode({**frame, "choices": [choice]}) + b"\n\n" for choice in choices]
+    chunks, response = streamed(BY_CHAT["openai"], *pieces, b"data: [DONE]\n\n")
+    checked(chunks)
+    _, again = streamed(NATIVE, wire(chunks))
+    assert again.to_dict() == response.to_dict()
+    return [msgspec.json.decode(chunk.data) for chunk in chunks], response.to_dict()
+
+
+@pytest.mark.parametrize("reason", ["stop", "tool_calls", "function_call"])
+def test_an_answer_with_calls_ends_with_tool_use(reason: str) -> None:
+    """OpenAI ends with "stop" where the tool was forced; agents of Anthropic's run tools after "tool_use" only."""
+    assert answered({"tool_calls": [CALL]}, reason)["stop_reason"] == "tool_use"
+    events, message = streamed_of({"tool_calls": [{"index": 0, **CALL}]}, reason=reason)
+    assert events[-2]["delta"]["stop_reason"] == message["stop_reason"] == "tool_use"
+
+
+def test_other_reasons_stand_beside_calls_and_without_calls_nothing_changes() -> None:
+    assert answered({"tool_calls": [CALL]}, "length")["stop_reason"] == "max_tokens"
+    assert answered({"content": "42"}, "stop")["stop_reason"] == "end_turn"
+    events, message = streamed_of({"tool_calls": [{"index": 0, **CALL}]}, reason="length")
+    assert events[-2]["delta"]["stop_reason"] == message["stop_reason"] == "max_tokens"
+
+
 # Through the engine
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from .checked import object_in
+from .checked import object_in, objects_in
 
 _REASONS = {
     "end_turn": "stop",
@@ -29,6 +29,7 @@ _REASONS_BACK = {
     "function_call": "tool_use",
     "content_filter": "refusal",
 }
+_ENDS = ("stop", "tool_calls", "function_call")  # which say that the model came to an end
 _COUNTS = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens", "output_tokens")
 _encode = msgspec.json.encode
 _decode = msgspec.json.decode
@@ -39,8 +40,11 @@ def finish_reason(stop_reason: Any) -> str | None:
     return _REASONS.get(stop_reason, stop_reason) if isinstance(stop_reason, str) else None
 
 
-def stop_reason(reason: str | None) -> str | None:
-    """Give Anthropic's word for a finish reason; one that is not known stays as it is."""
+def stop_reason(reason: str | None, *, called: bool = False) -> str | None:
+    """Give Anthropic's word for a finish reason; one that is not known stays as it is. A plain end is `tool_use` where
+    tools were `called`: OpenAI says "stop" where the tool was forced."""
+    if called and reason in _ENDS:
+        return "tool_use"
     return None if reason is None else _REASONS_BACK.get(reason, reason)
 
 
@@ -136,13 +140,16 @@ def to_message(completion: Mapping[str, Any]) -> dict[str, Any]:
     choices = completion.get("choices") or [{}]
     choice = choices[0]
     sequence = choice.get("stop_sequence")
+    content = blocks_of(choice.get("message") or {})
+    called = any(block.get("type") == "tool_use" for block in objects_in(content))
+    reason = "stop_sequence" if sequence is not None else stop_reason(choice.get("finish_reason"), called=called)
     return {
         "id": completion.get("id"),
         "type": "message",
         "role": "assistant",
         "model": completion.get("model"),
-        "content": blocks_of(choice.get("message") or {}),
-        "stop_reason": "stop_sequence" if sequence is not None else stop_reason(choice.get("finish_reason")),
+        "content": content,
+        "stop_reason": reason,
         "stop_sequence": sequence,
         "usage": usage_back(completion.get("usage") or {}),
     }
