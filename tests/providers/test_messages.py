@@ -185,6 +185,41 @@ def test_hints_are_left_out_and_a_budget_becomes_an_effort() -> None:
     }  # fmt: skip
 
 
+IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "aGk="}}
+
+
+def results(*contents: Any) -> list[dict[str, Any]]:
+    """Give the turns of a conversation whose tools gave these results, and of a user who says something with them."""
+    uses = [{"type": "tool_use", "id": f"c{n}", "name": "f", "input": {}} for n in range(len(contents))]
+    given = [{"type": "tool_result", "tool_use_id": f"c{n}", "content": told} for n, told in enumerate(contents)]
+    told = {"role": "user", "content": [*given, {"type": "text", "text": "Well?"}]}
+    return [USER, {"role": "assistant", "content": uses}, told]
+
+
+def test_images_of_results_follow_all_results_where_tool_messages_take_text_only() -> None:
+    """OpenAI refuses them in tool messages, and whatever stands between an assistant's calls and their results."""
+    document = {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "aGk="}}
+    turns = results([{"type": "text", "text": "a"}, IMAGE], [IMAGE], [IMAGE, document], "b")
+    sent = msgspec.json.decode(BY_CHAT["openai"].encode(asked(messages=turns), TARGET).body)
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}
+    file = {"type": "file", "file": {"file_data": "data:application/pdf;base64,aGk="}}
+    assert sent["messages"][2:] == [
+        {"role": "tool", "tool_call_id": "c0", "content": "a"},
+        {"role": "tool", "tool_call_id": "c1", "content": "see the image that follows"},
+        {"role": "tool", "tool_call_id": "c2", "content": "see the 2 files that follow"},
+        {"role": "tool", "tool_call_id": "c3", "content": "b"},
+        {"role": "user", "content": [image, image, image, file]},
+        {"role": "user", "content": "Well?"},
+    ]
+
+
+def test_images_of_results_stand_beside_them_where_the_dialect_takes_them() -> None:
+    sent = msgspec.json.decode(BY_CHAT["gemini"].encode(asked(messages=results([IMAGE])), TARGET).body)
+    first, second, third = sent["contents"][2]["parts"]
+    assert first["functionResponse"]["id"] == "c0"
+    assert (second, third) == ({"inlineData": {"mimeType": "image/png", "data": "aGk="}}, {"text": "Well?"})
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [

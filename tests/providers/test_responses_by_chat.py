@@ -117,6 +117,26 @@ def test_parameters_go_by_their_names_in_chat() -> None:
     }
 
 
+@pytest.mark.parametrize("name", CHATS)
+def test_images_of_results_follow_them_where_tool_messages_take_text_only(name: str) -> None:
+    shown = [{"type": "input_image", "image_url": "data:image/png;base64,aGk="}]
+    call = {"type": "function_call", "call_id": "c1", "name": "see", "arguments": "{}"}
+    output = {"type": "function_call_output", "call_id": "c1", "output": shown}
+    http = ResponsesByChat(CHATS[name]).encode(asked(input=[call, output]), TARGET)
+    sent = msgspec.json.decode(http.body)
+    if name == "gemini":
+        assert [next(iter(part)) for part in sent["contents"][-1]["parts"]] == ["functionResponse", "inlineData"]
+    elif name == "anthropic":
+        (result,) = sent["messages"][-1]["content"]
+        assert (result["type"], result["content"][0]["type"]) == ("tool_result", "image")
+    else:
+        image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}
+        assert sent["messages"][1:] == [
+            {"role": "tool", "tool_call_id": "c1", "content": "see the image that follows"},
+            {"role": "user", "content": [image]},
+        ]
+
+
 def test_pictures_and_files_become_parts() -> None:
     content = [
         {"type": "input_text", "text": "What is this?"},

@@ -38,6 +38,7 @@ class AnthropicProvider(Provider):
     name = "anthropic"
     chat_only = True
     has_messages = True
+    has_rich_results = True
 
     def auth_headers(self, api_key: str | None) -> Mapping[str, str]:
         return {"anthropic-version": VERSION, **({"x-api-key": api_key} if api_key else {})}

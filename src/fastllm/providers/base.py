@@ -43,6 +43,7 @@ class Provider(ABC):
     name: str = ""
     chat_only: bool = False  # True: Responses requests are asked and answered through its chat
     has_messages: bool = False  # False: so are Messages requests, Anthropic's own
+    has_rich_results: bool = False  # False: tool messages take text only, so images of a result follow it
 
     def auth_headers(self, api_key: str | None) -> Mapping[str, str]:
         """Give the headers that carry the key and the dialect's version."""

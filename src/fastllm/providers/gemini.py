@@ -42,6 +42,7 @@ class GeminiProvider(Provider):
 
     name = "gemini"
     chat_only = True
+    has_rich_results = True
 
     def auth_headers(self, api_key: str | None) -> Mapping[str, str]:
         return {"x-goog-api-key": api_key} if api_key else {}

@@ -21,6 +21,7 @@ from .anthropic_reverse import EventEncoder, from_messages
 from .base import Decoder, Provider
 from .checked import object_in, objects_in, refused
 from .responses_request import packed, unpacked
+from .tool_results import apart
 
 _HINTS = ("context_management", "thinking", "container", "mcp_servers", "output_config", "betas", "inference_geo")
 _REFUSED = ("container", "mcp_servers")  # of these: what the answer depends on
@@ -35,39 +36,47 @@ class MessagesByChat(Provider):
     def __init__(self, chat: Provider) -> None:
         self._chat = chat
         self.name = chat.name
+        self.has_rich_results = chat.has_rich_results
 
     def auth_headers(self, api_key: str | None) -> Mapping[str, str]:
         return self._chat.auth_headers(api_key)
 
     def spoken(self, request: Request) -> Request:
-        return as_chat(request) if request.path == MESSAGES else self._chat.spoken(request)
+        return self._as_chat(request) if request.path == MESSAGES else self._chat.spoken(request)
 
     def encode(self, request: Request, target: Target) -> HTTPRequest:
-        return self._chat.encode(as_chat(request) if request.path == MESSAGES else request, target)
+        return self._chat.encode(self._as_chat(request) if request.path == MESSAGES else request, target)
 
     def decode(self, request: Request, answer: HTTPResponse) -> Response:
         if request.path != MESSAGES:
             return self._chat.decode(request, answer)
-        return as_message(self._chat.decode(as_chat(request), answer))
+        return as_message(self._chat.decode(self._as_chat(request), answer))
 
     def decoder(self, request: Request) -> Decoder:
         if request.path != MESSAGES:
             return self._chat.decoder(request)
-        return _ByChatDecoder(self._chat.decoder(as_chat(request)), request.model)
+        return _ByChatDecoder(self._chat.decoder(self._as_chat(request)), request.model)
 
     def replay(self, response: Response, request: Request) -> list[Chunk]:
         return self._chat.replay(response, request) if request.path != MESSAGES else events_of(response.to_dict())
 
+    def _as_chat(self, request: Request) -> Request:
+        return as_chat(request, rich_results=self.has_rich_results)
 
-def as_chat(request: Request) -> Request:
-    """Give the chat request of a Messages request. InvalidRequestError where there is none."""
+
+def as_chat(request: Request, *, rich_results: bool) -> Request:
+    """Give the chat request of a Messages request. InvalidRequestError where there is none. Without `rich_results`
+    images of a tool's result stand behind it."""
     try:
         body = _decode(request.body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequestError(f"the request body is not a valid JSON object: {error}", sent=False) from None
     headers = {name: value for name, value in request.headers.items() if not name.startswith("anthropic-")}
-    chat = _encode(to_plain_chat(body))
-    return msgspec.structs.replace(request, path=CHAT, body=chat, headers=Headers(headers) if headers else NO_HEADERS)
+    chat = to_plain_chat(body)
+    if not rich_results:
+        chat["messages"] = apart(chat["messages"])
+    more = Headers(headers) if headers else NO_HEADERS
+    return msgspec.structs.replace(request, path=CHAT, body=_encode(chat), headers=more)
 
 
 def as_message(chat: Response) -> Response:

@@ -12,6 +12,7 @@ from ..types import CHAT, RESPONSES, Chunk, HTTPRequest, HTTPResponse, Request, 
 from .base import Decoder, Provider
 from .responses_answer import EventWriter, to_response
 from .responses_request import to_chat
+from .tool_results import apart
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -22,12 +23,13 @@ class ResponsesByChat(Provider):
     def __init__(self, chat: Provider) -> None:
         self._chat = chat
         self.name = chat.name
+        self.has_rich_results = chat.has_rich_results
 
     def auth_headers(self, api_key: str | None) -> Mapping[str, str]:
         return self._chat.auth_headers(api_key)
 
     def spoken(self, request: Request) -> Request:
-        return as_chat(request) if request.path == RESPONSES else request
+        return self._as_chat(request) if request.path == RESPONSES else request
 
     def encode(self, request: Request, target: Target) -> HTTPRequest:
         return self._chat.encode(self.spoken(request), target)
@@ -35,21 +37,27 @@ class ResponsesByChat(Provider):
     def decode(self, request: Request, answer: HTTPResponse) -> Response:
         if request.path != RESPONSES:
             return self._chat.decode(request, answer)
-        return as_response(self._chat.decode(as_chat(request), answer), request)
+        return as_response(self._chat.decode(self._as_chat(request), answer), request)
 
     def decoder(self, request: Request) -> Decoder:
         if request.path != RESPONSES:
             return self._chat.decoder(request)
-        return _ByChatDecoder(self._chat.decoder(as_chat(request)), request)
+        return _ByChatDecoder(self._chat.decoder(self._as_chat(request)), request)
 
     def replay(self, response: Response, request: Request) -> list[Chunk]:
         return self._chat.replay(response, request)
 
+    def _as_chat(self, request: Request) -> Request:
+        return as_chat(request, rich_results=self.has_rich_results)
 
-def as_chat(request: Request) -> Request:
-    """Give the chat request of a Responses request. InvalidRequestError where there is none."""
-    body = msgspec.json.encode(to_chat(_body(request)))
-    return msgspec.structs.replace(request, path=CHAT, body=body)
+
+def as_chat(request: Request, *, rich_results: bool) -> Request:
+    """Give the chat request of a Responses request. InvalidRequestError where there is none. Without `rich_results`
+    images of a tool's result stand behind it."""
+    chat = to_chat(_body(request))
+    if not rich_results:
+        chat["messages"] = apart(chat["messages"])
+    return msgspec.structs.replace(request, path=CHAT, body=msgspec.json.encode(chat))
 
 
 def as_response(chat: Response, request: Request) -> Response:
