@@ -17,6 +17,7 @@ from fastllm.providers.base import Provider
 from fastllm.providers.gemini import GeminiProvider
 from fastllm.providers.messages_by_chat import MessagesByChat, to_plain_chat
 from fastllm.providers.openai import OpenAIProvider
+from fastllm.providers.responses_request import packed
 from fastllm.providers.sse import written
 from fastllm.transport.scripted import ScriptedTransport
 from fastllm.types import CHAT, MESSAGES, Chunk, Headers, HTTPRequest, HTTPResponse, Request, Response, Target
@@ -78,6 +79,44 @@ def test_a_request_goes_out_byte_for_byte_with_the_callers_versions() -> None:
     assert other.body == body
     renamed = NATIVE.encode(Request.from_body(body.replace(b'"m"', b'"anthropic/m"'), path=MESSAGES), TARGET)
     assert msgspec.json.decode(renamed.body) == msgspec.json.decode(body)
+
+
+def test_thoughts_of_other_models_do_not_go_to_anthropic() -> None:
+    """It verifies signatures, and answers 400 to those that we made up for a model of another provider."""
+    made = [
+        {"type": "thinking", "thinking": "hm", "signature": ""},
+        {"type": "redacted_thinking", "data": packed({"a": 1})},
+    ]
+    own = [{"type": "thinking", "thinking": "hm", "signature": "s"}, {"type": "redacted_thinking", "data": "x"}]
+    text = {"type": "text", "text": "42"}
+    turns = [
+        USER,
+        {"role": "assistant", "content": [made[0], text, made[1]]},
+        USER,
+        {"role": "assistant", "content": made},
+        USER,
+        {"role": "assistant", "content": [*own, text]},
+    ]
+    sent = msgspec.json.decode(NATIVE.encode(asked(messages=turns, temperature=0.5), TARGET).body)
+    rest = [USER, {"role": "assistant", "content": [text]}, USER, USER, {"role": "assistant", "content": [*own, text]}]
+    assert sent == {"model": "m", "max_tokens": 9, "temperature": 0.5, "messages": rest}
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        b'[{"role":"user", "content":"fastllm:1: and \\"signature\\":\\"\\""}]',
+        b'[{"role":"user", "content":[{"type":"text", "text":"x", "signature" : ""}]}]',
+        b'[{"role":"assistant", "content":[{"type":"thinking", "thinking":"x", "signature" : "s"}]}]',
+        b'[{"role":"assistant", "content":[{"type":"tool_use", "id":"c", "name":"f", "input":{"signature": ""}}]}]',
+        b'["fastllm:1:", {"content":["fastllm:1:"]}]',
+        b'"fastllm:1:"',
+        b'["fastllm:1:"',
+    ],
+)
+def test_a_request_without_such_thoughts_goes_out_byte_for_byte(messages: bytes) -> None:
+    body = b'{ "model":"m","messages":' + messages + b' ,"x": 1.0}'
+    assert NATIVE.encode(Request(path=MESSAGES, body=body), Target(base_url="https://x", model="")).body == body
 
 
 @pytest.mark.parametrize("path", ANSWERS, ids=lambda path: path.name)

@@ -13,6 +13,7 @@ from ..types import CHAT, MESSAGES, NO_HEADERS, Chunk, HTTPRequest, HTTPResponse
 from .anthropic_replay import events_of
 from .anthropic_request import to_messages
 from .anthropic_stream import AnthropicDecoder, MessagesDecoder, whole_answer
+from .anthropic_thoughts import without_foreign_thoughts
 from .base import Decoder, Provider
 from .openai import body_of, url_of
 from .openai_answer import request_id_of
@@ -33,7 +34,7 @@ def _url(base_url: str) -> str:
 
 class AnthropicProvider(Provider):
     """Anthropic's Messages API, and everything compatible with it. Only chat: it has no embeddings. A request that is
-    a message already goes out, and its answer comes back, as it is."""
+    a message already goes out, and its answer comes back, as it is, but for thoughts of other models."""
 
     name = "anthropic"
     chat_only = True
@@ -45,7 +46,7 @@ class AnthropicProvider(Provider):
 
     def encode(self, request: Request, target: Target) -> HTTPRequest:
         if request.path == MESSAGES:
-            return self._sent(request, target, body_of(request, target))
+            return self._sent(request, target, without_foreign_thoughts(body_of(request, target)))
         if request.path != CHAT:
             raise InvalidRequestError(f"Anthropic's Messages has no {request.path}: give it chat", sent=False)
         if request.schema is not None and target.schemas != "json_schema":
