@@ -339,6 +339,39 @@ def test_other_reasons_stand_beside_calls_and_without_calls_nothing_changes() ->
     assert events[-2]["delta"]["stop_reason"] == message["stop_reason"] == "max_tokens"
 
 
+THOUGHT: dict[str, Any] = {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}
+SAID = {"type": "text", "text": "4"}
+
+
+def test_content_in_parts_becomes_blocks() -> None:
+    """Mistral's reasoning models answer so."""
+    blocks = [{"type": "thinking", "thinking": "hm", "signature": ""}, {"type": "text", "text": "42"}]
+    reference = {"type": "reference", "reference_ids": [1]}
+    said: list[Any] = [THOUGHT, SAID, reference, {"type": "text", "text": "2"}]
+    assert answered({"content": said}, "stop")["content"] == blocks
+    assert answered({"reasoning_content": "hm", "content": said[1:]}, "stop")["content"] == blocks
+    assert answered({"content": [], "refusal": "no"}, "stop")["content"] == [{"type": "text", "text": "no"}]
+
+
+@pytest.mark.parametrize("rest", ["42", [SAID, {"type": "text", "text": "2"}]])
+def test_content_that_streams_in_parts_becomes_blocks(rest: Any) -> None:
+    half: dict[str, Any] = {"type": "thinking", "thinking": "h"}
+    events, message = streamed_of(
+        {"role": "assistant", "content": ""},
+        {"content": [half]},
+        {"content": [{**half, "thinking": [{"type": "text", "text": "m"}]}]},
+        {"content": rest},
+    )
+    assert message["content"] == [
+        {"type": "thinking", "thinking": "hm", "signature": ""},
+        {"type": "text", "text": "42"},
+    ]
+    assert [event["delta"]["type"] for event in events if event["type"] == "content_block_delta"][:2] == [
+        "thinking_delta",
+        "thinking_delta",
+    ]
+
+
 # Through the engine
 
 

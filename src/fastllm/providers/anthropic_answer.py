@@ -7,11 +7,14 @@ as they came when the message is part of the next request.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import msgspec
 
+from ..answers import content_text
 from .checked import object_in, objects_in
 
 _REASONS = {
@@ -162,11 +165,11 @@ def blocks_of(message: Mapping[str, Any]) -> list[dict[str, Any]]:
         return kept
     blocks: list[dict[str, Any]] = []
     thought = message.get("reasoning_content") or message.get("reasoning")
-    if thought:
-        blocks.append({"type": "thinking", "thinking": thought, "signature": ""})
-    text = message.get("content") or message.get("refusal")
-    if text:
-        blocks.append({"type": "text", "text": text})
+    thoughts = [("thinking", thought)] if thought else []
+    said = list(pieces_of(message.get("content"))) or list(pieces_of(message.get("refusal")))
+    for kind, pieces in groupby([*thoughts, *said], key=itemgetter(0)):
+        more = {"signature": ""} if kind == "thinking" else {}
+        blocks.append({"type": kind, kind: "".join(piece for _, piece in pieces), **more})
     for call in message.get("tool_calls") or ():
         function = call.get("function") or {}
         blocks.append(
@@ -178,6 +181,18 @@ def blocks_of(message: Mapping[str, Any]) -> list[dict[str, Any]]:
             }
         )
     return blocks
+
+
+def pieces_of(content: Any) -> Iterator[tuple[str, str]]:
+    """Give the thoughts ("thinking") and the text ("text") of a content: Mistral's thoughts are parts of it."""
+    if isinstance(content, str) and content:
+        yield "text", content
+    for part in objects_in(content):
+        kind = part.get("type")
+        if kind in ("thinking", "text"):
+            piece = content_text(part.get(kind))
+            if piece:
+                yield kind, piece
 
 
 def _object(arguments: Any) -> Any:

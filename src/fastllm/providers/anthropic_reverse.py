@@ -14,7 +14,7 @@ import msgspec
 
 from ..answers import Choice, ToolCall
 from ..types import Chunk
-from .anthropic_answer import stop_reason, usage_back
+from .anthropic_answer import pieces_of, stop_reason, usage_back
 from .anthropic_replay import event
 from .checked import as_list, as_mapping, objects_in, refused
 from .places import Places
@@ -235,10 +235,9 @@ class EventEncoder:
         delta = choice.delta
         thought = delta.reasoning_content or delta.reasoning
         if thought:
-            yield from self._piece("thinking", "thinking_delta", thinking=thought)
-        text = delta.content if isinstance(delta.content, str) else delta.refusal
-        if text:
-            yield from self._piece("text", "text_delta", text=text)
+            yield from self._piece("thinking", thought)
+        for kind, piece in pieces_of(delta.content or delta.refusal):
+            yield from self._piece(kind, piece)
         for call in delta.tool_calls or ():
             yield from self._call(call)
         if choice.finish_reason:
@@ -270,14 +269,14 @@ class EventEncoder:
         if kept.arguments:
             yield _delta(self._last, "input_json_delta", partial_json="".join(kept.arguments))
 
-    def _piece(self, kind: str, delta: str, **fields: str) -> Iterator[Chunk]:
+    def _piece(self, kind: str, piece: str) -> Iterator[Chunk]:
         if self._open is None or self._open[0] != kind:
             yield from self._close()
             yield from self._close_calls()
             empty = {"thinking": "", "signature": ""} if kind == "thinking" else {"text": ""}
             yield self._start({"type": kind, **empty})
             self._open = (kind, self._last)
-        yield _delta(self._open[1], delta, **fields)
+        yield _delta(self._open[1], f"{kind}_delta", **{kind: piece})
 
     def _start(self, block: dict[str, Any]) -> Chunk:
         self._count += 1

@@ -165,8 +165,9 @@ class _Parts:
         content = delta.content
         if type(content) is str:
             self._content.append(content)
-        elif content is not None:
-            _extend(self._lists, {"content": content})
+        elif isinstance(content, list):
+            _extend(self._lists, {"content": [*self._text_part(), *content]})
+            self._content = []
         if delta.role:
             self._role = delta.role
         if delta.refusal is not None:
@@ -195,6 +196,11 @@ class _Parts:
         ):
             self._more.add({name: getattr(delta, name) for name in _ADDED})
 
+    def _text_part(self) -> list[dict[str, Any]]:
+        """Give the text since the last list of parts, as a part: some begin with the one and go on with the other."""
+        text = "".join(self._content)
+        return [{"type": "text", "text": text}] if text else []
+
     def add_unknown(self, delta: dict[str, Any]) -> None:
         """Take in the fields that `add` has not seen."""
         self._more.add({name: value for name, value in delta.items() if name not in _KNOWN})
@@ -217,6 +223,8 @@ class _Parts:
             return {**out, "text": content}
         message: dict[str, Any] = {"role": self._role, "content": content if self._content else None}
         message |= self._more.whole() | self._lists
+        if "content" in self._lists:
+            message["content"] = [*self._lists["content"], *self._text_part()]
         message |= {name: "".join(pieces) for name, pieces in self._text.items()}
         if self._audio:
             message["audio"] = {k: "".join(v) if isinstance(v, list) else v for k, v in self._audio.items()}
