@@ -372,6 +372,55 @@ def test_content_that_streams_in_parts_becomes_blocks(rest: Any) -> None:
     ]
 
 
+def test_a_streamed_call_begins_once_its_name_is_known() -> None:
+    pieces: list[dict[str, Any]] = [
+        {"index": 0, "type": "function", "function": {"arguments": ""}},
+        {"index": 0, "function": {"arguments": '{"x"'}},
+        {"index": 0, "id": "c1", "function": {"name": "f"}},
+        {"index": 0, "function": {"arguments": ":1}"}},
+    ]
+    _, message = streamed_of(*({"tool_calls": [piece]} for piece in pieces))
+    assert message["content"] == [{"type": "tool_use", "id": "c1", "name": "f", "input": {"x": 1}}]
+
+
+def test_a_call_without_an_id_is_given_one_the_same_whole_and_streamed() -> None:
+    bare = [{"type": "function", "function": {"name": name, "arguments": "{}"}} for name in "fg"]
+    _, message = streamed_of(*({"tool_calls": [{"index": n, **call}]} for n, call in enumerate(bare)))
+    first, second = (block["id"] for block in message["content"])
+    assert first.startswith("toolu_") and first != second
+    assert answered({"tool_calls": bare}, "stop")["content"] == message["content"]
+
+
+def test_arguments_may_come_as_an_object() -> None:
+    call = {**CALL, "function": {"name": "f", "arguments": {"x": 1}}}
+    use = {"type": "tool_use", "id": "c1", "name": "f", "input": {"x": 1}}
+    assert answered({"tool_calls": [call]}, "stop")["content"] == [use]
+    _, message = streamed_of({"tool_calls": [{"index": 0, **call}]})
+    assert message["content"] == [use]
+
+
+def test_text_within_a_call_waits_for_its_end_and_text_behind_it_does_not() -> None:
+    def kinds(*deltas: dict[str, Any]) -> list[str]:
+        encoder = BY_CHAT["openai"].decoder(asked(stream=True))
+        bodies = [{"id": "x", "choices": [{"index": 0, "delta": delta}]} for delta in deltas]
+        end = {"id": "x", "choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]}
+        lines = [b"data: " + msgspec.json.encode(body) + b"\n\n" for body in [*bodies, end]]
+        chunks = [chunk for line in [*lines, b"data: [DONE]\n\n"] for chunk in encoder.feed(line)]
+        checked(chunks)
+        content = streamed(NATIVE, wire(chunks))[1].to_dict()["content"]
+        return [block.get("text") or msgspec.json.encode(block["input"]).decode() for block in content]
+
+    begun = {"tool_calls": [{"index": 0, "id": "c", "function": {"name": "f", "arguments": '{"x"'}}]}
+    other = {"tool_calls": [{"index": 1, "id": "d", "function": {"name": "f", "arguments": "{"}}]}
+    rest = {"tool_calls": [{"index": 0, "function": {"arguments": ":1}"}}]}
+    ended = {"tool_calls": [{"index": 1, "function": {"arguments": "}"}}]}
+    a, b = {"content": "a"}, {"content": "b"}
+    assert kinds(begun, a, rest, b) == ['{"x":1}', "ab"]
+    assert kinds(begun, rest, a, b) == ['{"x":1}', "ab"]
+    assert kinds(a, begun, rest, other, a, ended, b) == ["a", '{"x":1}', "{}", "ab"]
+    assert kinds(begun, rest, a, other, ended, b) == ['{"x":1}', "a", "{}", "b"]
+
+
 # Through the engine
 
 

@@ -7,6 +7,7 @@ as they came when the message is part of the next request.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from itertools import groupby
 from operator import itemgetter
@@ -143,7 +144,7 @@ def to_message(completion: Mapping[str, Any]) -> dict[str, Any]:
     choices = completion.get("choices") or [{}]
     choice = choices[0]
     sequence = choice.get("stop_sequence")
-    content = blocks_of(choice.get("message") or {})
+    content = blocks_of(choice.get("message") or {}, whose(completion))
     called = any(block.get("type") == "tool_use" for block in objects_in(content))
     reason = "stop_sequence" if sequence is not None else stop_reason(choice.get("finish_reason"), called=called)
     return {
@@ -158,7 +159,17 @@ def to_message(completion: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def blocks_of(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+def whose(completion: Mapping[str, Any]) -> str:
+    """Give what tells an answer from others, as far as it says so itself; the chunks of a stream say the same."""
+    return f"{completion.get('id')} {completion.get('created')}"
+
+
+def made_id(answer: str | None, place: int) -> str:
+    """Give the id of an answer's call that came without one: results must name it, and another answer's has another."""
+    return "toolu_" + hashlib.sha256(f"{answer} {place}".encode()).hexdigest()[:24]
+
+
+def blocks_of(message: Mapping[str, Any], answer: str | None = None) -> list[dict[str, Any]]:
     """Give the content blocks of an assistant's message."""
     kept = message.get("content_blocks")
     if isinstance(kept, list):
@@ -170,12 +181,12 @@ def blocks_of(message: Mapping[str, Any]) -> list[dict[str, Any]]:
     for kind, pieces in groupby([*thoughts, *said], key=itemgetter(0)):
         more = {"signature": ""} if kind == "thinking" else {}
         blocks.append({"type": kind, kind: "".join(piece for _, piece in pieces), **more})
-    for call in message.get("tool_calls") or ():
+    for place, call in enumerate(message.get("tool_calls") or ()):
         function = call.get("function") or {}
         blocks.append(
             {
                 "type": "tool_use",
-                "id": call.get("id"),
+                "id": call.get("id") or made_id(answer, place),
                 "name": function.get("name"),
                 "input": _object(function.get("arguments")),
             }
@@ -197,8 +208,10 @@ def pieces_of(content: Any) -> Iterator[tuple[str, str]]:
 
 def _object(arguments: Any) -> Any:
     """Arguments that are no JSON object are kept as text: a message has no other place for them."""
+    if isinstance(arguments, dict):
+        return arguments  # as some vendors give them
     try:
-        given = _decode(arguments or "{}")
+        given = _decode(arguments or "{}") if isinstance(arguments, str | None) else None
     except (msgspec.DecodeError, RecursionError):
         given = None
     return given if isinstance(given, dict) else {"_arguments": arguments}

@@ -14,7 +14,7 @@ import msgspec
 
 from ..answers import Choice, ToolCall
 from ..types import Chunk
-from .anthropic_answer import pieces_of, stop_reason, usage_back
+from .anthropic_answer import made_id, pieces_of, stop_reason, usage_back, whose
 from .anthropic_replay import event
 from .checked import as_list, as_mapping, objects_in, refused
 from .places import Places
@@ -176,16 +176,19 @@ class EventEncoder:
     """Writes the chunks of a chat stream, of its first choice, as the events of a Messages stream.
 
     There one block ends before the next begins, so what comes of further tool calls is kept until the open one ends:
-    at the end of all of them, because a chat stream does not say when one has ended."""
+    at the end of all of them, because a chat stream does not say when one has ended. Text that follows calls ends them
+    if their arguments are whole, and waits for the end if not. A call's block begins once its name is known."""
 
     def __init__(self, model: str) -> None:
         self._model = model
         self._begun = False
         self._open: tuple[str, int] | None = None  # thoughts or text: the kind and the index of the open block
         self._places = Places()
-        self._live: int | None = None  # the tool call whose block is open, its last
+        self._live: _Call | None = None  # the tool call whose block is open, the last one
         self._begun_calls = 0
-        self._kept: dict[int, _Kept] = {}  # those that wait for its end
+        self._kept: dict[int, _Call] = {}  # those that wait for its end, or for their name
+        self._later: list[tuple[str, str]] = []  # thoughts and text that wait for the end of calls
+        self._whose: str | None = None  # of the answer, for the ids of calls that came without
         self._count = 0
         self._stop: str | None = None
         self._usage: dict[str, int] = {}
@@ -193,9 +196,12 @@ class EventEncoder:
     def add(self, chunk: Chunk) -> list[Chunk]:
         """Give the events of a chunk."""
         out = [] if self._begun else [self._begin(chunk)]
-        usage = chunk.to_dict().get("usage")
+        told = chunk.to_dict()
+        usage = told.get("usage")
         if isinstance(usage, dict):
             self._usage = usage_back(usage)
+        if self._whose is None and chunk.choices:
+            self._whose = whose(told)
         for choice in chunk.choices:
             if not choice.index:
                 out += self._of(choice)
@@ -203,7 +209,7 @@ class EventEncoder:
 
     def block(self, block: dict[str, Any]) -> list[Chunk]:
         """Give the events of a block that comes whole."""
-        return [*self._close(), *self._close_calls(), self._start(block), event("content_block_stop", index=self._last)]
+        return [*self._finish(), self._start(block), event("content_block_stop", index=self._last)]
 
     def end(self, completion: Mapping[str, Any] = NOTHING) -> list[Chunk]:
         """Give the events of the end; `completion` is the chat completion that the chunks came to, if it is known."""
@@ -215,7 +221,7 @@ class EventEncoder:
         reason = "stop_sequence" if sequence is not None else told_reason
         delta = {"stop_reason": reason, "stop_sequence": sequence}
         ended = [event("message_delta", delta=delta, usage=usage), event("message_stop")]
-        return [*self._close(), *self._close_calls(), *ended]
+        return [*self._finish(), *ended]
 
     def _begin(self, chunk: Chunk) -> Chunk:
         self._begun = True
@@ -243,33 +249,36 @@ class EventEncoder:
         if choice.finish_reason:
             self._stop = choice.finish_reason
 
-    def _call(self, call: ToolCall) -> Iterator[Chunk]:
-        place = self._places.of(call)
-        arguments = call.function.arguments if call.function is not None else None
-        if place == self._live:
+    def _call(self, piece: ToolCall) -> Iterator[Chunk]:
+        place = self._places.of(piece)
+        if self._live is not None and place == self._live.place:
+            arguments = self._live.add(piece)
             if arguments:
                 yield _delta(self._last, "input_json_delta", partial_json=arguments)
             return
         kept = self._kept.get(place)
         if kept is None:
             if place < self._begun_calls:
-                return  # of a call that text has followed: nobody sends that
+                return  # its arguments were whole
             self._begun_calls = place + 1
-            kept = self._kept[place] = _Kept(call)
-        if arguments:
-            kept.arguments.append(arguments)
-        if self._live is None:
+            kept = self._kept[place] = _Call(place)
+        kept.add(piece)
+        if self._live is None and kept.name:
             yield from self._close()
             yield from self._go_on_with(place)
 
     def _go_on_with(self, place: int) -> Iterator[Chunk]:
         """Open the block of a call, and write what has come of it."""
-        kept, self._live = self._kept.pop(place), place
-        yield self._start({"type": "tool_use", "id": kept.id, "name": kept.name, "input": {}})
-        if kept.arguments:
-            yield _delta(self._last, "input_json_delta", partial_json="".join(kept.arguments))
+        call = self._live = self._kept.pop(place)
+        named = call.id or made_id(self._whose, place)
+        yield self._start({"type": "tool_use", "id": named, "name": call.name, "input": {}})
+        if call.arguments:
+            yield _delta(self._last, "input_json_delta", partial_json="".join(call.arguments))
 
     def _piece(self, kind: str, piece: str) -> Iterator[Chunk]:
+        if self._later or not self._are_whole():
+            self._later.append((kind, piece))
+            return
         if self._open is None or self._open[0] != kind:
             yield from self._close()
             yield from self._close_calls()
@@ -277,6 +286,10 @@ class EventEncoder:
             yield self._start({"type": kind, **empty})
             self._open = (kind, self._last)
         yield _delta(self._open[1], f"{kind}_delta", **{kind: piece})
+
+    def _are_whole(self) -> bool:
+        """Tell whether nothing more can come of the calls that have begun."""
+        return self._live is None or all(call.is_whole for call in (self._live, *self._kept.values()))
 
     def _start(self, block: dict[str, Any]) -> Chunk:
         self._count += 1
@@ -295,19 +308,51 @@ class EventEncoder:
         while self._live is not None:
             yield event("content_block_stop", index=self._last)
             self._live = None
-            if self._kept:
-                yield from self._go_on_with(min(self._kept))
+            named = [place for place, call in self._kept.items() if call.name]
+            if named:
+                yield from self._go_on_with(min(named))
+
+    def _finish(self) -> Iterator[Chunk]:
+        """End all blocks, after those of what has waited."""
+        yield from self._close()
+        yield from self._close_calls()
+        for place in sorted(self._kept):  # nobody has named them
+            yield from self._go_on_with(place)
+            yield from self._close_calls()
+        later, self._later = self._later, []
+        for kind, piece in later:
+            yield from self._piece(kind, piece)
+        yield from self._close()
 
 
-class _Kept:
-    """What has come of a tool call whose turn is not yet."""
+class _Call:
+    """What has come of a tool call."""
 
-    __slots__ = ("arguments", "id", "name")
+    __slots__ = ("arguments", "id", "name", "place")
 
-    def __init__(self, first: ToolCall) -> None:
-        self.id = first.id
-        self.name = first.function.name if first.function is not None else None
+    def __init__(self, place: int) -> None:
+        self.place = place
+        self.id: str | None = None
+        self.name = ""
         self.arguments: list[str] = []
+
+    def add(self, piece: ToolCall) -> str | None:
+        """Take in a piece, and give its arguments."""
+        self.id = self.id or piece.id
+        function = piece.function
+        if function is None:
+            return None
+        self.name = self.name or function.name or ""
+        if function.arguments:
+            self.arguments.append(function.arguments)
+        return function.arguments
+
+    @property
+    def is_whole(self) -> bool:
+        try:
+            return isinstance(msgspec.json.decode("".join(self.arguments)), dict)
+        except (msgspec.DecodeError, RecursionError):
+            return False
 
 
 def _delta(index: int, kind: str, **fields: str) -> Chunk:

@@ -256,6 +256,7 @@ class _Calls:
         if place == len(self._calls):
             self._calls.append(_Call(piece))
         call = self._calls[place]
+        call.id = call.id or piece.id
         call.add(piece.function or FunctionCall())
         if piece.custom is not None or piece.extra_content is not None:
             call.add_more(piece)
@@ -276,7 +277,7 @@ class _Call:
     """The pieces of one tool call."""
 
     def __init__(self, first: ToolCall) -> None:
-        self._id = first.id
+        self.id = first.id
         self._type = first.type or ("function" if first.custom is None else "custom")
         self._name: list[str] = []
         self._arguments: list[str] = []
@@ -295,7 +296,7 @@ class _Call:
         self.more.add({**told, "extra_content": piece.extra_content})
 
     def whole(self) -> dict[str, Any]:
-        out: dict[str, Any] = {"id": self._id, "type": self._type}
+        out: dict[str, Any] = {"id": self.id, "type": self._type}
         if self._type != "custom" or self._name or self._arguments:
             out["function"] = {"name": "".join(self._name), "arguments": "".join(self._arguments)}
         return out | self.more.whole()
