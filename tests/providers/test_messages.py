@@ -339,6 +339,15 @@ def test_other_reasons_stand_beside_calls_and_without_calls_nothing_changes() ->
     assert events[-2]["delta"]["stop_reason"] == message["stop_reason"] == "max_tokens"
 
 
+@pytest.mark.parametrize(
+    ("delta", "reason"), [({"content": "42"}, "end_turn"), ({"tool_calls": [{"index": 0, **CALL}]}, "tool_use")]
+)
+def test_a_stream_that_ends_without_a_reason_is_given_one(delta: dict[str, Any], reason: str) -> None:
+    """Some servers write [DONE] and never said why."""
+    events, message = streamed_of(delta, reason=None)
+    assert events[-2]["delta"]["stop_reason"] == message["stop_reason"] == reason
+
+
 THOUGHT: dict[str, Any] = {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}
 SAID = {"type": "text", "text": "4"}
 

@@ -139,14 +139,15 @@ def _call(block: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def to_message(completion: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the message that a chat completion is: its first choice."""
+def to_message(completion: Mapping[str, Any], *, ended: bool = True) -> dict[str, Any]:
+    """Give the message that a chat completion is: its first choice. One that has `ended` has a reason for it."""
     choices = completion.get("choices") or [{}]
     choice = choices[0]
     sequence = choice.get("stop_sequence")
     content = blocks_of(choice.get("message") or {}, whose(completion))
     called = any(block.get("type") == "tool_use" for block in objects_in(content))
-    reason = "stop_sequence" if sequence is not None else stop_reason(choice.get("finish_reason"), called=called)
+    told = choice.get("finish_reason") or ("stop" if ended else None)
+    reason = "stop_sequence" if sequence is not None else stop_reason(told, called=called)
     return {
         "id": completion.get("id"),
         "type": "message",

@@ -217,7 +217,7 @@ class EventEncoder:
         sequence = choice.get("stop_sequence")
         told = completion.get("usage")
         usage = usage_back(told) if isinstance(told, dict) else self._usage or usage_back({})
-        told_reason = stop_reason(choice.get("finish_reason") or self._stop, called=bool(self._begun_calls))
+        told_reason = stop_reason(choice.get("finish_reason") or self._stop or "stop", called=bool(self._begun_calls))
         reason = "stop_sequence" if sequence is not None else told_reason
         delta = {"stop_reason": reason, "stop_sequence": sequence}
         ended = [event("message_delta", delta=delta, usage=usage), event("message_stop")]

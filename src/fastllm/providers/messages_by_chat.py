@@ -79,10 +79,10 @@ def as_chat(request: Request, *, rich_results: bool) -> Request:
     return msgspec.structs.replace(request, path=CHAT, body=_encode(chat), headers=more)
 
 
-def as_message(chat: Response) -> Response:
-    """Give the answer to a Messages request that a chat answer is."""
+def as_message(chat: Response, *, ended: bool = True) -> Response:
+    """Give the answer to a Messages request that a chat answer is; one that has not `ended` needs no reason for it."""
     completion = chat.to_dict()
-    message = to_message(completion)
+    message = to_message(completion, ended=ended)
     kept = _kept_of(completion)
     if kept:
         message["content"].append(_block_of(kept))
@@ -194,4 +194,4 @@ class _ByChatDecoder(Decoder):
         return self._chat.done
 
     def response(self) -> Response:
-        return as_message(self._chat.response())
+        return as_message(self._chat.response(), ended=self._ended)
