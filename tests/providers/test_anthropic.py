@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from fastllm import errors as e
 from fastllm.providers.anthropic import AnthropicProvider
 from fastllm.providers.anthropic_answer import to_completion, to_message
 from fastllm.providers.anthropic_request import MAX_TOKENS, to_messages
+from fastllm.providers.openai import OpenAIProvider
+from fastllm.providers.sse import written
 from fastllm.types import EMBEDDINGS, HTTPResponse, Request, Response, Target
 
 PROVIDER = AnthropicProvider()
@@ -371,6 +375,22 @@ def test_a_stream_comes_to_what_the_whole_answer_is() -> None:
     assert json.loads(arguments) == {"city": "Oslo", "n": [1, 2]}
     assert chunks[-1].usage is not None and chunks[-1].usage.total_tokens == 42
     assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "tool_calls"
+
+
+@pytest.mark.parametrize("name", ["thinking", "results", "documents", "tools"])
+def test_a_stream_tells_readers_of_chat_all_that_the_whole_answer_does(name: str) -> None:
+    """Signatures and citations must go back with the next request: they come in one chunk before the end, if at all."""
+    golden = Path(__file__).parent / "golden" / "anthropic"
+    decoder = PROVIDER.decoder(Request.of({"messages": [], "stream": True}))
+    chunks = decoder.feed((golden / f"{name}.stream.sse").read_bytes())
+    whole = msgspec.json.decode((golden / f"{name}.completion.json").read_bytes())["choices"][0]["message"]
+    told = [choice.delta.content_blocks for chunk in chunks for choice in chunk.choices]
+    assert [blocks for blocks in told if blocks] == ([whole["content_blocks"]] if "content_blocks" in whole else [])
+    assert chunks[-1].choices[0].finish_reason
+    reader = OpenAIProvider().decoder(Request.of({"messages": [], "stream": True}))
+    reader.feed(b"".join(written("", chunk.data) for chunk in chunks) + b"data: [DONE]\n\n")
+    read = reader.response().to_dict()["choices"][0]["message"]
+    assert {k: v for k, v in whole.items() if v is not None} == {k: v for k, v in read.items() if v is not None}
 
 
 def test_every_split_gives_the_same() -> None:

@@ -116,9 +116,12 @@ def _said(content: Any) -> dict[str, Any]:
         out["reasoning_content"] = "".join(thoughts)
     if calls:
         out["tool_calls"] = calls
-    if any(not _is_plain(block) for block in blocks):
-        out["content_blocks"] = blocks
-    return out
+    return out | kept_beside(blocks)
+
+
+def kept_beside(blocks: list[dict[str, Any]]) -> dict[str, Any]:
+    """Give the field of a chat message that holds its blocks, if they are more than the others say."""
+    return {} if all(map(_is_plain, blocks)) else {"content_blocks": blocks}
 
 
 def _is_plain(block: Mapping[str, Any]) -> bool:

@@ -15,7 +15,7 @@ import msgspec
 from ..answers import Usage
 from ..errors import ProtocolError, TruncatedStreamError, snippet
 from ..types import CHAT, MESSAGES, Chunk, HTTPResponse, Request, Response
-from .anthropic_answer import finish_reason, to_completion, usage_of
+from .anthropic_answer import finish_reason, kept_beside, to_completion, usage_of
 from .anthropic_replay import events_of
 from .base import Decoder
 from .checked import object_in
@@ -163,10 +163,16 @@ class AnthropicDecoder(Decoder):
             return []
         self._message.update({name: value for name, value in delta.items() if value is not None})
         reason = finish_reason(delta.get("stop_reason"))
-        return [] if reason is None else [self._chunk({}, reason)]
+        if reason is None:
+            return []
+        kept = kept_beside(self._content())  # signatures, too, which have no other place in a chat stream
+        return [*([self._chunk(kept)] if kept else ()), self._chunk({}, reason)]
+
+    def _content(self) -> list[dict[str, Any]]:
+        return [block.whole() for _, block in sorted(self._blocks.items())]
 
     def _end(self) -> list[Chunk]:
-        self._message["content"] = [block.whole() for _, block in sorted(self._blocks.items())]
+        self._message["content"] = self._content()
         self._response = self._judged(_encode(to_completion(self._message)))
         self._done = True
         usage = usage_of(self._message.get("usage"))
@@ -203,7 +209,7 @@ class AnthropicDecoder(Decoder):
     def response(self) -> Response:
         if self._response is not None:
             return self._response
-        self._message["content"] = [block.whole() for _, block in sorted(self._blocks.items())]
+        self._message["content"] = self._content()
         # Until the end has told, the start's counts know nothing of what was written: no usage is better than that.
         usage = usage_of(self._message.get("usage")) if self._counted else None
         seen = {name: value for name, value in self._message.items() if name != "usage" or self._counted}
