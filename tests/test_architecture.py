@@ -15,8 +15,8 @@ FILES = sorted(SRC.rglob("*.py"))
 ORDERED = {
     0: ["errors", "options", "answers", "schema", "types", "clock", "loop"],
     5: [
-        *("settings", "attachment", "params", "build", "worker", "rows", "batch", "embedding", "resources", "client"),
-        *("sync_resources", "sync"),
+        *("settings", "attachment", "keywords", "params", "build", "worker", "rows", "batch", "embedding", "resources"),
+        *("run_options", "client", "sync_resources", "sync"),
     ],
 }
 # Room or file -> layer. Imports point down; rooms of one layer do not import each other, except as ORDERED says.

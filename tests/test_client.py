@@ -569,6 +569,57 @@ def test_files_run_from_the_library(client: FastLLM, tmp_path: Path) -> None:
         client.run(tmp_path / "in.csv", tmp_path / "out.jsonl", **{**options, "prompt": "Sing {text}"})
 
 
+def test_parameters_of_a_job_are_keywords_as_they_are_of_map(tmp_path: Path) -> None:
+    """They reach the provider as those in `params` do, and either form goes on with a job of the other."""
+    (tmp_path / "in.jsonl").write_text('{"prompt":"a"}\n{"prompt":"b","temperature":1}\n')
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    sent: list[dict[str, Any]] = []
+
+    def answer(request: fastllm.HTTPRequest) -> fastllm.HTTPResponse:
+        sent.append(json.loads(request.body))
+        return ANSWER
+
+    with FastLLM(base_url="http://x/v1", api_key="k", transport=ScriptedTransport(answer)) as ours:
+        ours.run(source, output, model=MODEL, max_tokens=5, temperature=0, params={"thinking": {"type": "off"}})
+    sent.sort(key=lambda body: body["temperature"])
+    assert [body["temperature"] for body in sent] == [0, 1]
+    assert all(body["max_tokens"] == 5 and body["thinking"] == {"type": "off"} for body in sent)
+    params = {"max_tokens": 5, "temperature": 0, "thinking": {"type": "off"}}
+    with FastLLM(base_url="http://x/v1", api_key="k") as again:
+        assert again.run(source, output, model=MODEL, params=params).nothing_to_do
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"promt": "x"}, "run takes no option promt; did you mean prompt?"),
+        ({"overwrit": True}, "run takes no option overwrit; did you mean overwrite?"),
+        ({"max_token": 5}, "run takes no option max_token; did you mean max_tokens?"),
+        ({"concurrency": 5}, "concurrency; it is an option of the client: with_options(limits=Limits(concurrency=…))"),
+        ({"budget": 1.0}, "budget; it is an option of the client: FastLLM(budget=…)"),
+        ({"timeout": 5}, "timeout; it is an option of the client: with_options(timeout=…) or FastLLM(timeout=…)"),
+        ({"api_key": "sk-SECRET"}, "api_key; it is an option of the client: with_options(api_key=…)"),
+        ({"extra_body": {"x": 1}}, "extra_body; params={…} takes parameters of any name"),
+        ({"zzz": 1}, "zzz; parameters of a provider's own go into params={…}"),
+        ({"max_tokens": 5, "params": {"max_tokens": 5}}, "max_tokens is given twice: as a keyword and in params"),
+        ({"response_format": int, "schema": int}, "give schema=… or response_format=…, not both"),
+        ({"params": "x"}, "params must map names to values, not be of type str"),
+    ],
+)
+def test_a_keyword_that_a_job_does_not_know_is_refused_before_there_is_one(
+    options: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    (tmp_path / "in.jsonl").write_text('{"prompt":"a"}\n')
+    places = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    with pytest.raises(fastllm.ConfigError) as caught:
+        FastLLM(base_url="http://x/v1", api_key="k").run(*places, model=MODEL, **options)
+    assert words in str(caught.value) and "SECRET" not in str(caught.value)
+    with pytest.raises(fastllm.ConfigError) as caught:
+        asyncio.run(AsyncFastLLM(base_url="http://x/v1", api_key="k").run(*places, model=MODEL, **options))
+    assert words in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
 def test_files_of_other_shapes_from_the_library(client: FastLLM, tmp_path: Path) -> None:
     """Columns kept and chosen, formats named; what cannot be is refused by the option's name."""
     (tmp_path / "in.data").write_text("text,label\none,1\ntwo,2\n")

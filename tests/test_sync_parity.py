@@ -6,7 +6,7 @@ import inspect
 
 import pytest
 
-from fastllm import batch, client, resources, sync, sync_resources
+from fastllm import batch, client, keywords, resources, sync, sync_resources
 
 PAIRS = [(client.AsyncFastLLM, sync.FastLLM)] + [
     (getattr(resources, name), getattr(sync_resources, name))
@@ -40,4 +40,6 @@ def test_a_batch_collects_through_the_same_tree() -> None:
 
 def test_both_clients_take_the_same_options() -> None:
     wanted = set(inspect.signature(client.AsyncFastLLM.__init__).parameters) - {"self", "unknown"}
-    assert set(client.ClientParams.__annotations__) == wanted
+    assert set(client.ClientParams.__annotations__) == wanted == keywords.OPTIONS
+    changes = set(inspect.signature(client.AsyncFastLLM.with_options).parameters) - {"self", "unknown"}
+    assert set(keywords.CHANGEABLE) == changes

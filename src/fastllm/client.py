@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import os
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence, Sized
 from contextlib import ExitStack, aclosing
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Never, Self, TypedDict, Unpack
+from typing import Any, Never, Self, TypedDict, Unpack
 
 import msgspec
 
@@ -22,14 +21,13 @@ from .engine.events import Observer
 from .engine.stats import Snapshot, Stats
 from .errors import ConfigError
 from .formats.base import open_reader
-from .formats.columns import Columns
 from .formats.output import failures_path
 from .formats.remote import Places, local_places
-from .jobs.journal import Durability, journal_path
+from .jobs.journal import journal_path
 from .jobs.outcomes import outcomes
-from .jobs.publish import Order
 from .jobs.runner import DEFAULT_CONCURRENCY, Job, JobResult
 from .jobs.team import Team
+from .keywords import CHANGEABLE, refuse
 from .options import UNSET, Limits, Retry, Route, Timeout, UnsetType
 from .params import ChatParams, EmbeddingParams
 from .policy.parameters import UnsupportedParams
@@ -37,6 +35,7 @@ from .policy.purse import UnknownPrice
 from .progress import Kind, make_progress, with_unseen
 from .resources import Chat, Completions, Embeddings, Moderations, Responses
 from .rows import Item, Template, mapped, rows_of
+from .run_options import RunParams, checked_options, columns_of
 from .schema.base import Schema
 from .transport.base import Transport
 from .types import Outcome
@@ -63,37 +62,6 @@ class ClientParams(TypedDict, total=False):
     unknown_price: UnknownPrice
     unsupported_params: UnsupportedParams
     workers: int
-
-
-class RunParams(TypedDict, total=False):
-    """Options of `run`: templates, parameters for rows that lack them, what answers must fit, and how the job is kept.
-    `schema` is a type, a JSON schema, a file of one or a Schema."""
-
-    prompt: str | None
-    system: str | None
-    params: Mapping[str, Any]
-    schema: type[Any] | Mapping[str, Any] | str | os.PathLike[str] | Schema[Any] | None
-    schema_retries: int
-    overwrite: bool
-    durability: Durability
-    retry_failed: bool | None
-    force: bool
-    order: Order
-    input_format: str | None
-    output_format: str | None
-    keep: str | Sequence[str]
-    fields: str | Sequence[str]
-    columns: str | Sequence[str]
-    failures: Literal["file", "rows"]
-    progress: Kind
-
-
-def _columns(options: RunParams) -> Columns:
-    failures = options.get("failures", "file")
-    if failures not in ("file", "rows"):
-        raise ConfigError(f"failures must be 'file' or 'rows', not {failures!r}")
-    given = (options.get("columns"), options.get("keep"), options.get("fields"))
-    return Columns.of(*given, failures=failures == "rows")
 
 
 class _Made(msgspec.Struct, frozen=True, kw_only=True, eq=False):
@@ -171,7 +139,7 @@ class AsyncFastLLM:
         workers: int = 1,
         **unknown: Never,
     ) -> None:
-        _refuse(unknown, ClientParams.__annotations__)
+        refuse(unknown, ClientParams.__annotations__, of="a client")
         options = EngineOptions(
             api_key=api_key,
             base_url=base_url,
@@ -218,7 +186,7 @@ class AsyncFastLLM:
     ) -> AsyncFastLLM:
         """Give a client with some options changed. Connections, cache and counters stay shared, and so do the
         limits unless the key, the address, the headers or the limits change; closing it is its origin's business."""
-        _refuse(unknown, _CHANGEABLE, of="with_options")
+        refuse(unknown, CHANGEABLE, of="with_options")
         changes: dict[str, Any] = {
             "api_key": api_key,
             "base_url": base_url,
@@ -342,6 +310,8 @@ class AsyncFastLLM:
         the same but .txt; failed rows are in a file beside it. Raises ConfigError before anything is sent, and
         JobConflictError where `output` belongs to another job.
 
+        Parameters (`temperature`, `max_tokens`, …) are sent where a row lacks them; `params` takes any name.
+
         `keep` names columns of the input that are to stand beside the answer ("*": all), `fields` those of answers that
         are JSON, `columns` those of a table; with `failures="rows"` rows that failed are in the output, too.
 
@@ -359,6 +329,7 @@ class AsyncFastLLM:
         began: Callable[[Job], object] = lambda job: None,
     ) -> JobResult:
         """Run the job; `began` gets it as soon as there is one, to stop it."""
+        options = checked_options(options)
 
         def is_ours(local: Path) -> bool:
             return options.get("overwrite", False) or journal_path(local).exists()
@@ -395,7 +366,7 @@ class AsyncFastLLM:
                 retry_failed=options.get("retry_failed"),
                 force=options.get("force", False),
                 order=options.get("order", "input"),
-                columns=_columns(options),
+                columns=columns_of(options),
                 output_format=options.get("output_format"),
                 origin=places.origin,
             )
@@ -490,23 +461,6 @@ class AsyncFastLLM:
     def __repr__(self) -> str:
         engine = self._engine
         return f"<AsyncFastLLM {engine!r}>" if engine is not None else "<AsyncFastLLM not in use>"
-
-
-_CHANGEABLE = ("api_key", "base_url", "default_headers", "limits", "max_retries", "retry", "timeout")
-
-
-def _refuse(unknown: Mapping[str, object], known: Iterable[str], *, of: str = "a client") -> None:
-    """Raise ConfigError for a keyword that is no option, with what may be meant."""
-    for name in unknown:
-        known = sorted(known)
-        if name in Limits.__struct_fields__:
-            hint = f"did you mean limits=Limits({name}=…)?"
-        elif name in ClientParams.__annotations__:
-            hint = "it is shared with the client that this one comes from: make a client of its own"
-        else:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-        raise ConfigError(f"{of} takes no option {name}; {hint}")
 
 
 def _retry(retry: Any, max_retries: int | UnsetType, before: Retry | None = None) -> Retry:

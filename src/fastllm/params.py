@@ -36,7 +36,9 @@ class CallOptions(TypedDict, total=False):
 MODERATOR = "omni-moderation-latest"  # OpenAI's own default, which routing needs to know
 
 
-class SamplingParams(CallOptions, total=False):
+class RowSampling(TypedDict, total=False):
+    """What completions of either kind take, in a call and for the rows of a file."""
+
     frequency_penalty: float | None
     logit_bias: Mapping[str, int] | None
     max_tokens: int | None
@@ -44,14 +46,13 @@ class SamplingParams(CallOptions, total=False):
     presence_penalty: float | None
     seed: int | None
     stop: str | Sequence[str] | None
-    stream_options: Mapping[str, Any] | None
     temperature: float | None
     top_p: float | None
     user: str
 
 
-class PlainChatParams(SamplingParams, total=False):
-    """Parameters of `chat.completions.parse`, and of `create` but for the `response_format`."""
+class RowChat(RowSampling, total=False):
+    """What chat completions take, in a call and for the rows of a file."""
 
     audio: Mapping[str, Any] | None
     logprobs: bool | None
@@ -72,6 +73,12 @@ class PlainChatParams(SamplingParams, total=False):
     verbosity: str | None
 
 
+class PlainChatParams(CallOptions, RowChat, total=False):
+    """Parameters of `chat.completions.parse`, and of `create` but for the `response_format`."""
+
+    stream_options: Mapping[str, Any] | None
+
+
 class ChatParams(PlainChatParams, total=False):
     """Parameters of `chat.completions.create`. A `response_format` in OpenAI's own form is passed on as it is; a type,
     a JSON schema or a Schema is what the answer must fit, and `schema_retries` how often it is asked for again."""
@@ -79,12 +86,13 @@ class ChatParams(PlainChatParams, total=False):
     response_format: ResponseFormat
 
 
-class CompletionParams(SamplingParams, total=False):
+class CompletionParams(CallOptions, RowSampling, total=False):
     """Parameters of `completions.create`."""
 
     best_of: int | None
     echo: bool | None
     logprobs: int | None
+    stream_options: Mapping[str, Any] | None
     suffix: str | None
 
 

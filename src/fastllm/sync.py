@@ -32,7 +32,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, Unpack
 
-from .client import AsyncFastLLM, ClientParams, RunParams
+from .client import AsyncFastLLM, ClientParams
 from .embedding import Input, Vectors, rows_of_inputs
 from .engine.stats import Snapshot
 from .errors import FastLLMError
@@ -43,6 +43,7 @@ from .loop import new_event_loop
 from .params import ChatParams, EmbeddingParams
 from .progress import Kind
 from .rows import Item, Template, mapped, rows_of
+from .run_options import RunParams
 from .sync_resources import Chat, Completions, Embeddings, Moderations, Responses, SyncStream
 from .types import Outcome
 
