@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import struct
@@ -48,6 +49,8 @@ from .types import Outcome, Row
 
 COMMAND = (sys.executable, "-m", "fastllm.worker")
 REPORTS = 0.2  # seconds between two
+MOST_WORKERS = 32  # where there are few cores
+WORKERS_PER_CORE = 4  # at most, where there are many
 _TALK = 256  # outcomes that a process writes at once
 
 
@@ -114,9 +117,14 @@ def team(engine: Engine, options: EngineOptions, cache: CacheOption, size: int) 
 
 
 def checked_size(workers: object) -> int:
-    """Give the number of processes. ConfigError where it is none."""
+    """Give the number of processes. ConfigError where it is none, or more than could be of use here."""
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise ConfigError(f"workers must be a whole number of at least 1, not {workers!r}")
+    cores = os.cpu_count() or 1
+    most = max(MOST_WORKERS, WORKERS_PER_CORE * cores)
+    if workers > most:  # each is a process of its own: far too many take the machine's memory before the first answer
+        shown = "1 core" if cores == 1 else f"{cores} cores"
+        raise ConfigError(f"workers must be at most {most} on this machine, which has {shown}; not {workers!r}")
     return workers
 
 

@@ -345,3 +345,11 @@ def test_the_command_line_speaks_of_flags_and_the_library_of_its_own_names(monke
             with pytest.raises(fastllm.ConfigError, match=words) as caught:
                 client.run("in.jsonl", source, model="m" if source == "out.jsonl" else "")
             assert "--" not in str(caught.value)
+
+
+def test_more_processes_than_could_be_of_use_are_refused_before_there_is_a_job(elsewhere: Path) -> None:
+    write(2)
+    for more in (["--dry-run"], []):
+        done = run("run", "in.jsonl", "-o", "out.jsonl", "--workers", "100000", *more)
+        assert done.returncode == 2 and "workers must be at most" in done.stderr and "not 100000" in done.stderr
+    assert [path.name for path in elsewhere.iterdir()] == ["in.jsonl"]

@@ -162,6 +162,7 @@ def test_a_local_model_is_not_reloaded_into_each_of_them(tmp_path: Path, mock: M
     ("arguments", "words"),
     [
         (("--workers", "0"), "--workers must be a whole number of at least 1"),
+        (("--workers", "100000", "--check"), "workers must be at most"),
         (("--workers", "2", "--place", "nonsense"), "leave it out"),
     ],
 )

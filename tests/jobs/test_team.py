@@ -215,6 +215,15 @@ def test_what_cannot_be_shared_is_said_by_name() -> None:
             AsyncFastLLM(workers=wrong)  # type: ignore[arg-type]
 
 
+def test_more_processes_than_could_be_of_use_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """100,000 of them took a machine's memory for two rows."""
+    for cores, most in ((1, 32), (64, 256), (None, 32)):
+        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+        assert AsyncFastLLM(workers=most)
+        with pytest.raises(e.ConfigError, match=f"workers must be at most {most} on this machine.*; not {most + 1}"):
+            AsyncFastLLM(workers=most + 1)
+
+
 async def test_a_model_of_this_process_has_no_use_for_others() -> None:
     async with AsyncFastLLM(workers=2) as many:
         (found,) = await many.process(["hello"], model="local/smollm2")

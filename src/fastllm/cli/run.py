@@ -126,6 +126,7 @@ def command(
     """
     settings = settings_of(flags)
     check_model(settings)
+    worker.checked_size(settings["workers"])
     port = 0 if dashboard and settings["dashboard_port"] is None else settings["dashboard_port"]
     if port is not None and port > 65535:  # said before there is a job
         raise ConfigError(f"dashboard_port must be a port number, 0 to 65535; not {port} (0: any free one)")
