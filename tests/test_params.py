@@ -12,9 +12,11 @@ from fastllm import InMemoryCache, RequestBatch
 from fastllm.answers import FunctionCall, Message, Payload, ToolCall
 from fastllm.batch import RequestBatch as Batch
 from fastllm.client import AsyncFastLLM
-from fastllm.errors import InvalidRequestError
+from fastllm.errors import ConfigError, InvalidRequestError
+from fastllm.keywords import OPTIONS
 from fastllm.providers.anthropic import AnthropicProvider
 from fastllm.providers.gemini import GeminiProvider
+from fastllm.sync import FastLLM
 from fastllm.transport.scripted import ScriptedTransport
 from fastllm.types import HTTPRequest, HTTPResponse, Request, Target
 
@@ -155,3 +157,44 @@ async def test_a_batchs_id_is_the_requests_hash_and_begins_its_cache_key_unless_
             found = await client.process(batch)
             assert [o.custom_id for o in found] == ids
             assert kept <= {key[:32].hex() for key in cache.store._entries}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", [*sorted(OPTIONS - {"timeout"}), "concurrency", "rpm", "tpd"])
+async def test_an_option_of_the_client_never_becomes_a_parameter(name: str) -> None:
+    """A key above all: in a body it would be at the provider, and in its logs."""
+    option: dict[str, Any] = {name: "sk-SECRET"}
+    transport = ScriptedTransport(lambda request: HTTPResponse(status=200, body=ANSWER))
+    batch = RequestBatch()
+    async with AsyncFastLLM(api_key="k", transport=transport) as client, client.with_options() as other:
+        sync = FastLLM(api_key="k", transport=transport)
+        for call in (
+            lambda: client.chat.completions.create(model="m", messages=[ASK], **option),
+            lambda: client.completions.create(model="m", prompt="x", **option),
+            lambda: client.responses.create(model="m", input="x", **option),
+            lambda: other.embeddings.create(model="m", input="x", **option),
+            lambda: client.map("{}", ["x"], model="m", **option),
+            lambda: client.embed(["x"], model="m", **option),
+            lambda: batch.chat.completions.create(model="m", messages=[ASK], **option),
+            lambda: sync.chat.completions.create(model="m", messages=[ASK], **option),
+            lambda: sync.map("{}", ["x"], model="m", **option),
+        ):
+            with pytest.raises(
+                ConfigError, match=f"a call takes no option {name}; it is an option of the clien"
+            ) as caught:
+                await call()  # type: ignore[no-untyped-call]
+            assert "SECRET" not in str(caught.value)
+    assert transport.requests == 0 and len(batch) == 0
+
+
+async def test_what_is_a_parameter_too_goes_on_and_extra_body_sends_anything() -> None:
+    sent: list[dict[str, Any]] = []
+
+    def answer(request: HTTPRequest) -> HTTPResponse:
+        sent.append(json.loads(request.body))
+        return HTTPResponse(status=200, body=ANSWER)
+
+    async with AsyncFastLLM(api_key="k", transport=ScriptedTransport(answer)) as client:
+        more: dict[str, Any] = {"n": 1, "user": "u", "metadata": {"a": "b"}, "top_k": 4, "extra_body": {"cache": "no"}}
+        await client.chat.completions.create(model="m", messages=[ASK], timeout=5, **more)
+    del more["extra_body"]
+    assert sent == [{"model": "m", "messages": [ASK], **more, "cache": "no"}]

@@ -17,6 +17,7 @@ OPTIONS = frozenset(
         *("unknown_price", "unsupported_params", "workers"),
     )
 )
+_NO_PARAMETERS = (OPTIONS | {name for name in Limits.__struct_fields__ if name != "adaptive"}) - {"timeout"}
 
 
 def refuse(unknown: Iterable[str], known: Iterable[str], *, of: str) -> None:
@@ -36,6 +37,17 @@ def nearest(name: str, known: Iterable[str], otherwise: str = "") -> str:
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {near[0]}?" if near else otherwise or f"there are {', '.join(known)}"
+
+
+def refuse_of_client(params: Iterable[str]) -> None:
+    """Raise ConfigError for an option of the client among the parameters of a call, which would be sent. `timeout` is
+    both; no provider has a parameter of any of the other names."""
+    if _NO_PARAMETERS.isdisjoint(params):
+        return
+    for name in params:
+        if name in _NO_PARAMETERS:
+            hint = f"{of_client(name)}; extra_body={{…}} sends what a provider calls so"
+            raise ConfigError(f"a call takes no option {name}; {hint}")
 
 
 def of_client(name: str) -> str | None:

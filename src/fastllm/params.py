@@ -13,6 +13,7 @@ import msgspec
 
 from .answers import Message
 from .errors import ConfigError, InvalidRequestError
+from .keywords import refuse_of_client
 from .options import Timeout
 from .schema.base import Schema, is_schema
 from .schema.tool import Tool, plain_tools
@@ -184,7 +185,8 @@ def _plain(value: Any) -> Any:
 
 
 def call_options(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split keywords into fields of the body and fields of the Request."""
+    """Split keywords into fields of the body and fields of the Request. ConfigError for an option of the client."""
+    refuse_of_client(params)
     body: dict[str, Any] = {}
     options: dict[str, Any] = {}
     for name, value in params.items():
