@@ -9,9 +9,12 @@ import pyarrow as pa
 import pytest
 
 from fastllm.batch import RequestBatch
+from fastllm.client import AsyncFastLLM
 from fastllm.errors import ConfigError
 from fastllm.rows import mapped, rows_of
-from fastllm.types import EMBEDDINGS, Request, Row
+from fastllm.sync import FastLLM
+from fastllm.transport.scripted import ScriptedTransport
+from fastllm.types import EMBEDDINGS, HTTPResponse, Request, Row
 
 
 def test_more_than_one_place_for_a_plain_value_is_refused() -> None:
@@ -141,3 +144,33 @@ def test_a_series_of_each_library_is_its_values(library: str) -> None:
     frame: Any = pytest.importorskip(library).DataFrame({"name": ["Ann", "Bob"], "age": [3, 4]})
     assert texts(mapped("{}", frame["name"], "m", None, {})) == ["Ann", "Bob"]
     assert texts(mapped("{}", frame["age"], "m", None, {})) == ["3", "4"]
+
+
+@pytest.mark.parametrize("one", ["hello", b"hello", 5, None])
+async def test_a_text_is_no_collection_of_requests(one: Any) -> None:
+    """Each of its letters was a request that was paid for."""
+    transport = ScriptedTransport(lambda request: HTTPResponse(status=200, body=b"{}"))
+    async with AsyncFastLLM(api_key="k", transport=transport) as client:
+        sync = FastLLM(api_key="k", transport=transport)
+        for call in (
+            lambda: client.process(one, model="m"),
+            lambda: sync.process(one, model="m"),
+            lambda: client.stream(one, model="m"),
+            lambda: sync.stream(one, model="m"),
+        ):
+            with pytest.raises(ConfigError, match="requests must be a list, or another iterable, of requests; not of"):
+                await call()  # type: ignore[misc]
+        for call in (lambda: client.map("x {}", one, model="m"), lambda: sync.map("x {}", one, model="m")):
+            with pytest.raises(ConfigError, match="rows must be a list, or another iterable, of rows; not of type"):
+                await call()
+        with pytest.raises(ConfigError, match="requests must be a list, or another iterable, of requests; not of"):
+            sync.process({"messages": []}, model="m")
+    assert transport.requests == 0
+
+
+def test_a_collection_may_have_places_and_no_iterator() -> None:
+    class Places:
+        def __getitem__(self, place: int) -> str:
+            return ["a", "b"][place]
+
+    assert [body(row)["messages"][0]["content"] for row in rows_of(Places(), "m")] == ["a", "b"]  # type: ignore[arg-type,union-attr]

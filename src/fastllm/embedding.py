@@ -13,6 +13,7 @@ from .answers import Usage
 from .errors import ConfigError, InvalidRequestError, LLMError, MissingExtra
 from .formats.rows import BATCH
 from .params import EmbeddingParams, to_request
+from .rows import refuse_single
 from .types import EMBEDDINGS, Outcome, Row
 
 Input = str | Sequence[int]
@@ -67,8 +68,7 @@ def rows_of_inputs(
     inputs: Iterable[Input] | AsyncIterable[Input], model: str, params: EmbeddingParams
 ) -> Iterable[Row] | AsyncIterable[Row]:
     """Make a row of each input. ConfigError for what is no collection of inputs, or an impossible parameter."""
-    if isinstance(inputs, str | bytes) or not isinstance(inputs, Iterable | AsyncIterable):
-        raise ConfigError(f"inputs must be a list, or another iterable, of texts; not of type {type(inputs).__name__}")
+    refuse_single("inputs", "texts", inputs)
     # The tersest form: a vector's floats as text are four times as long.
     fields: Any = {"encoding_format": "base64", **params}
     to_request(EMBEDDINGS, model, {"input": "-"}, fields, stream=False)  # a wrong parameter is told before any row

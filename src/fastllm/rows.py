@@ -25,6 +25,8 @@ def rows_of(items: Iterable[Item] | AsyncIterable[Item], model: str) -> Iterable
     intake = Intake(Recipe(model=model))
     if hasattr(items, "__arrow_c_stream__"):
         items = map(without_nulls, rows_of_stream(items))  # a data frame would iterate its columns' names
+    else:
+        refuse_single("requests", "requests", items, Mapping)  # one body would iterate its fields' names
     return _each(items, intake, lambda item: _row(intake, item, model))
 
 
@@ -57,7 +59,17 @@ def mapped(
 
     if hasattr(rows, "__arrow_c_stream__"):
         rows = rows_of_stream(rows)
+    else:
+        refuse_single("rows", "rows", rows)
     return _each(rows, intake, make)
+
+
+def refuse_single(name: str, items: str, given: object, *also: type) -> None:
+    """Raise ConfigError for what is no collection; a text is one of letters, and each would be asked."""
+    # What has places and no iterator can be gone through as well: data sets are often so.
+    many = isinstance(given, Iterable | AsyncIterable) or hasattr(given, "__getitem__")
+    if isinstance(given, (str, bytes, *also)) or not many:
+        raise ConfigError(f"{name} must be a list, or another iterable, of {items}; not of type {type(given).__name__}")
 
 
 def _made(intake: Intake, item: Any, model: str) -> Row:
