@@ -197,7 +197,15 @@ class Settings:
         with self._by_origin():
             return Retry(hedge=hedge) if retries is None else Retry(attempts=retries + 1, patient=False, hedge=hedge)
 
-    def cache(self) -> CachePolicy:
+    def cache(self, *, in_use: bool = True) -> CachePolicy:
+        """What is said of the cache. ConfigError where a flag says something of one that is not `in_use`: nobody who
+        writes it means nothing by it, whereas a file or a variable may speak of runs with a cache."""
+        mode = self["cache"]
+        is_off = mode == "off" and self.origin("cache") == SETTINGS["cache"].flag
+        for name, modes in (("cache_dir", ("disk",)), ("ttl", ("disk", "memory"))):
+            flag = SETTINGS[name].flag
+            if in_use and mode not in modes and not is_off and self.origin(name) == flag:
+                raise ConfigError(f"{flag} changes nothing where the cache is {mode}: give --cache {modes[0]}, too")
         with self._by_origin():
             return CachePolicy(mode=self["cache"], directory=self["cache_dir"], ttl=self["ttl"])
 

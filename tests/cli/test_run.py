@@ -353,3 +353,20 @@ def test_more_processes_than_could_be_of_use_are_refused_before_there_is_a_job(e
         done = run("run", "in.jsonl", "-o", "out.jsonl", "--workers", "100000", *more)
         assert done.returncode == 2 and "workers must be at most" in done.stderr and "not 100000" in done.stderr
     assert [path.name for path in elsewhere.iterdir()] == ["in.jsonl"]
+
+
+def test_flags_of_a_cache_that_is_not_in_use_are_refused(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who says where answers are kept means that they be kept. A variable may speak of other runs; "off" is a word."""
+    write(1)
+    for more, words in (
+        (["--cache-dir", "kept"], "--cache-dir changes nothing where the cache is off: give --cache disk, too"),
+        (["--ttl", "5"], "--ttl changes nothing where the cache is off: give --cache disk, too"),
+        (["--cache-dir", "kept", "--cache", "memory"], "--cache-dir changes nothing where the cache is memory"),
+    ):
+        for dry in ([], ["--dry-run"]):
+            done = run("run", "in.jsonl", "-o", "out.jsonl", *more, *dry)
+            assert done.returncode == 2 and words in done.stderr
+    assert [path.name for path in elsewhere.iterdir()] == ["in.jsonl"]
+    monkeypatch.setenv("FASTLLM_CACHE_DIR", "kept")
+    for more in ([], ["--cache", "off", "--ttl", "5"], ["--cache", "memory", "--ttl", "5"]):
+        assert run("run", "in.jsonl", "-o", "out.jsonl", "--overwrite", *more).returncode == 0

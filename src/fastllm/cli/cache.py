@@ -22,7 +22,7 @@ def command() -> None:
 
 def _open(flags: dict[str, Any]) -> DiskCache | None:
     """Open the cache, or say that there is none: looking makes nothing."""
-    policy = settings_of(flags).cache()
+    policy = settings_of(flags).cache(in_use=False)
     directory = checked_directory(policy.directory)
     if not directory.exists():
         click.echo(f"no answers are kept: there is no {directory}")

@@ -139,6 +139,7 @@ def show(places: Places, settings: Settings, again: Again) -> int:
     table = price_table(settings["prices"])
     budget = None if settings["budget"] is None else Budget(settings["budget"])
     settings.limits()
+    settings.cache()
     params = {name: settings[name] for name in ("temperature", "max_tokens") if settings[name] is not None}
     count = Count(table, settings)
     with open_reader(
