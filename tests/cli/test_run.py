@@ -370,3 +370,22 @@ def test_flags_of_a_cache_that_is_not_in_use_are_refused(elsewhere: Path, monkey
     monkeypatch.setenv("FASTLLM_CACHE_DIR", "kept")
     for more in ([], ["--cache", "off", "--ttl", "5"], ["--cache", "memory", "--ttl", "5"]):
         assert run("run", "in.jsonl", "-o", "out.jsonl", "--overwrite", *more).returncode == 0
+
+
+def test_a_column_to_keep_that_no_row_has_is_said_before_the_run() -> None:
+    """Some rows may lack it; where the first thousand do, it is likely a slip."""
+    write(3, label="a")
+    for more in ([], ["--dry-run"]):
+        done = run("run", "in.jsonl", "-o", "out.jsonl", "--keep", "lable", *more)
+        assert done.returncode == 0
+        assert "warning: --keep lable: no row has that column; did you mean 'label'?" in done.stderr
+        assert done.stderr.count("has that column") == 1
+        Path("out.jsonl").unlink(missing_ok=True)
+        Path("out.jsonl.journal").unlink(missing_ok=True)
+    with Path("in.jsonl").open("a") as file:
+        file.write('{"prompt":"x","split":"b"}\n')
+    done = run("run", "in.jsonl", "-o", "some.jsonl", "--keep", "split,label,custom_id")
+    assert done.returncode == 0 and "has that column" not in done.stderr
+    write(1100)
+    done = run("run", "in.jsonl", "-o", "many.jsonl", "--keep", "nope", "--dry-run")
+    assert "none of the first 1,000 rows has that column" in done.stderr

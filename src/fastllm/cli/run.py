@@ -136,9 +136,9 @@ def command(
         return overwrite or journal_path(local).exists()
 
     with local_places(source, output, is_ours=is_ours) as places:
+        logging.basicConfig(handlers=[Saying()], level=logging.WARNING)
         if dry_run:
             return dry.show(places, settings, again)
-        logging.basicConfig(handlers=[Saying()], level=logging.WARNING)
         return _done(places, settings, again, port)
 
 

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import difflib
+import logging
 import os
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from ..errors import ConfigError, JobConflictError
-from ..formats.base import Reader, check_model, check_output
+from ..formats.base import Reader, check_model, check_output, reopened
+from ..formats.columns import ALL, Columns
 from ..formats.output import ERRORS, failures_path, sharing
 from .journal import journal_path
 from .manifest import manifest_path, read_manifest
 from .publish import Shape
+
+logger = logging.getLogger("fastllm")
+
+LOOKED_AT = 1000  # rows
 
 
 def check_job(
@@ -18,6 +27,8 @@ def check_job(
 ) -> None:
     """Check everything that can be checked before a request costs money. Raises ConfigError, JobConflictError."""
     check_output(output, shape.columns, format=shape.format, like=reader)
+    for warning in unknown_kept(reader, shape.columns):
+        logger.warning("%s", warning)
     check_places(output, reader.path, journal=journal, overwrite=overwrite)
     if not overwrite and not journal.exists() and output.exists():
         raise JobConflictError(
@@ -27,6 +38,28 @@ def check_job(
     check_model(reader)
     if retry_failed and not journal.exists():
         raise ConfigError(f"there is no {journal}, and so no rows that failed: run without retry_failed=True")
+
+
+def unknown_kept(reader: Reader, columns: Columns) -> Iterator[str]:
+    """Say which columns are to be kept that no row has, of an input that names them in its rows and can be read again.
+    It is no error: rows of JSON need not have the same fields, and only the first ones are looked at."""
+    if reader.header is not None or reader.path is None or reader.pipe is not None:
+        return
+    wanted = [name for name in columns.keep if name not in (ALL, "custom_id")]
+    if not wanted:
+        return
+    every, found, count = Columns(keep=(ALL,)), set[str](), 0
+    with reopened(reader) as rows:
+        for row in islice(rows, LOOKED_AT):
+            count += 1
+            found.update(every.kept(row.source))
+            if found.issuperset(wanted):
+                return
+    where = "no row" if count < LOOKED_AT else f"none of the first {count:,} rows"
+    for name in wanted:
+        if count and name not in found:
+            near = difflib.get_close_matches(name, found, 1)
+            yield f"keep={name!r}: {where} has that column" + (f"; did you mean {near[0]!r}?" if near else "")
 
 
 def check_places(
