@@ -174,3 +174,9 @@ def test_a_collection_may_have_places_and_no_iterator() -> None:
             return ["a", "b"][place]
 
     assert [body(row)["messages"][0]["content"] for row in rows_of(Places(), "m")] == ["a", "b"]  # type: ignore[arg-type,union-attr]
+
+
+def test_messages_may_be_a_tuple() -> None:
+    message = {"role": "user", "content": "x"}
+    (row,) = rows_of([(message, message)], "m")  # type: ignore[misc]
+    assert body(row)["messages"] == [message, message]

@@ -74,6 +74,11 @@ class ChatCompletions(_Resource):
         self, *, model: str, messages: Messages, stream: Literal[True], **params: Unpack[ChatParams]
     ) -> Stream: ...
 
+    @overload
+    async def create(
+        self, *, model: str, messages: Messages, stream: bool, **params: Unpack[ChatParams]
+    ) -> Response | Stream: ...
+
     async def create(
         self, *, model: str, messages: Messages, stream: bool = False, **params: Unpack[ChatParams]
     ) -> Response | Stream:
@@ -146,6 +151,11 @@ class Completions(_Resource):
         self, *, model: str, prompt: str | Sequence[Any], stream: Literal[True], **params: Unpack[CompletionParams]
     ) -> Stream: ...
 
+    @overload
+    async def create(
+        self, *, model: str, prompt: str | Sequence[Any], stream: bool, **params: Unpack[CompletionParams]
+    ) -> Response | Stream: ...
+
     async def create(
         self, *, model: str, prompt: str | Sequence[Any], stream: bool = False, **params: Unpack[CompletionParams]
     ) -> Response | Stream:
@@ -202,6 +212,11 @@ class Responses(_Resource):
     async def create(
         self, *, model: str, input: str | Sequence[Any], stream: Literal[True], **params: Unpack[ResponsesParams]
     ) -> Stream: ...
+
+    @overload
+    async def create(
+        self, *, model: str, input: str | Sequence[Any], stream: bool, **params: Unpack[ResponsesParams]
+    ) -> Response | Stream: ...
 
     async def create(
         self, *, model: str, input: str | Sequence[Any], stream: bool = False, **params: Unpack[ResponsesParams]

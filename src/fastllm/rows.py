@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -14,8 +14,8 @@ from .formats.template import Template as FileTemplate
 from .params import call_options
 from .types import Request, Row
 
-# A Request; an OpenAI batch line or a plain body as a mapping, or as JSON in bytes; a prompt as text.
-Item = Request | Mapping[str, Any] | str | bytes
+# A Request; an OpenAI batch line or a plain body as a mapping, or as JSON in bytes; a prompt as text; messages.
+Item = Request | Mapping[str, Any] | str | bytes | Sequence[Mapping[str, Any]]
 Template = str | Callable[[Any], Any]
 _PLAIN_VALUE = ""  # the column that `{}` names
 
@@ -97,8 +97,8 @@ def _row(intake: Intake, item: Any, model: str) -> Row:
         return Row(index=index, request=request, custom_id=request.custom_id)
     if isinstance(item, str):
         return intake.columns({"prompt": item}, 0)
-    if isinstance(item, list):
-        return intake.columns({"messages": item}, 0)
+    if isinstance(item, list | tuple):
+        return intake.columns({"messages": list(item)}, 0)
     if isinstance(item, Mapping):
         return intake.columns(dict(item), 0)
     return intake.bad(0, f"an item must be a Request, a mapping, bytes of JSON or a prompt, not {type(item).__name__}")

@@ -127,6 +127,11 @@ class ChatCompletions(_Resource):
         self, *, model: str, messages: Messages, stream: Literal[True], **params: Unpack[ChatParams]
     ) -> SyncStream: ...
 
+    @overload
+    def create(
+        self, *, model: str, messages: Messages, stream: bool, **params: Unpack[ChatParams]
+    ) -> Response | SyncStream: ...
+
     def create(
         self, *, model: str, messages: Messages, stream: bool = False, **params: Unpack[ChatParams]
     ) -> Response | SyncStream:
@@ -190,6 +195,11 @@ class Completions(_Resource):
         self, *, model: str, prompt: str | Sequence[Any], stream: Literal[True], **params: Unpack[CompletionParams]
     ) -> SyncStream: ...
 
+    @overload
+    def create(
+        self, *, model: str, prompt: str | Sequence[Any], stream: bool, **params: Unpack[CompletionParams]
+    ) -> Response | SyncStream: ...
+
     def create(
         self, *, model: str, prompt: str | Sequence[Any], stream: bool = False, **params: Unpack[CompletionParams]
     ) -> Response | SyncStream:
@@ -242,6 +252,11 @@ class Responses(_Resource):
     def create(
         self, *, model: str, input: str | Sequence[Any], stream: Literal[True], **params: Unpack[ResponsesParams]
     ) -> SyncStream: ...
+
+    @overload
+    def create(
+        self, *, model: str, input: str | Sequence[Any], stream: bool, **params: Unpack[ResponsesParams]
+    ) -> Response | SyncStream: ...
 
     def create(
         self, *, model: str, input: str | Sequence[Any], stream: bool = False, **params: Unpack[ResponsesParams]
