@@ -317,3 +317,11 @@ def test_a_body_of_any_depth_is_read_or_refused() -> None:
             Request.from_body(b'{"messages":' + b"[" * depth + b"]" * depth + b"}")
         except InvalidRequestError as error:
             assert "deep" in error.message
+
+
+@pytest.mark.parametrize("body", [{"messages": "SECRET"}, '{"messages": "SECRET"}', None])
+def test_a_body_that_is_not_bytes_is_refused_where_the_request_is_made(body: Any) -> None:
+    """It was a TypeError from deep inside, once the request was to be sent."""
+    with pytest.raises(InvalidRequestError, match=r"body must be JSON as bytes, not of type .*; Request.of") as caught:
+        Request(body=body, model="m")
+    assert not caught.value.sent and "SECRET" not in str(caught.value)

@@ -177,6 +177,13 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     namespace: str = ""
     cache: CacheControl | None = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.body, bytes):
+            raise InvalidRequestError(
+                f"body must be JSON as bytes, not of type {type(self.body).__name__}; Request.of(…) takes it as values",
+                sent=False,
+            )
+
     @classmethod
     def from_body(cls, body: bytes, *, path: str = CHAT, model: str = "", **more: Any) -> Request:
         """Read what routing needs from a JSON body; `model` overrides the body's. InvalidRequestError if bad."""
