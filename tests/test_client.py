@@ -6,6 +6,7 @@ import asyncio
 import json
 import multiprocessing
 import os
+import pickle
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -735,3 +736,9 @@ async def test_moderations_through_both_clients_and_in_a_batch(server: Any) -> N
     assert one.results[1].categories["violence"] is True
     assert one.results[1].category_scores["violence"] == expected.results[1].category_scores.violence
     assert many.unwrap().results[0].flagged
+
+
+@pytest.mark.parametrize("make", [AsyncFastLLM, FastLLM])
+def test_a_client_cannot_be_pickled_and_says_what_to_do_instead(make: Any) -> None:
+    with pytest.raises(TypeError, match="a client cannot be pickled: make one in each process"):
+        pickle.dumps(make(api_key="k"))

@@ -17,7 +17,7 @@ SOURCE = Path(fastllm.__file__).read_text()
 def test_every_public_name_can_be_had_and_is_documented(name: str) -> None:
     value = getattr(fastllm, name)
     if inspect.isclass(value):
-        assert value.__doc__ or issubclass(value, fastllm.FastLLMError), f"{name} has no docstring"
+        assert vars(value).get("__doc__"), f"{name} has no docstring of its own"
         assert value.__module__.startswith("fastllm.")
 
 

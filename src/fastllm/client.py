@@ -458,6 +458,10 @@ class AsyncFastLLM:
     ) -> None:
         await self.aclose()
 
+    def __reduce__(self) -> Never:
+        # Sockets, threads and counters stay in a process; and a key should not travel unseen.
+        raise TypeError("a client cannot be pickled: make one in each process, or give workers=… to one")
+
     def __repr__(self) -> str:
         engine = self._engine
         return f"<AsyncFastLLM {engine!r}>" if engine is not None else "<AsyncFastLLM not in use>"

@@ -228,6 +228,8 @@ class APIStatusError(LLMError):
 
 
 class BadRequestError(APIStatusError):
+    """The provider cannot make sense of the request (400, and others that say so); the same again would fail again."""
+
     fault = "caller's"
 
 
@@ -244,32 +246,46 @@ class ContentFilterError(BadRequestError):
 
 
 class AuthenticationError(APIStatusError):
+    """The key is missing, wrong or no longer good (401)."""
+
     fatal_for_key = True
     fault = "caller's"
 
 
 class PermissionDeniedError(APIStatusError):
+    """The key is good, but not for this model, project or place (403)."""
+
     fatal_for_key = True
     fault = "caller's"
 
 
 class NotFoundError(APIStatusError):
+    """There is no such model, or nothing at this address (404)."""
+
     fault = "caller's"
 
 
 class ConflictError(APIStatusError):
+    """The provider was busy with the same thing (409); it is tried again."""
+
     retryable = True
 
 
 class RequestTooLargeError(APIStatusError):
+    """The request has more bytes than the provider takes (413)."""
+
     fault = "caller's"
 
 
 class UnprocessableEntityError(APIStatusError):
+    """The request is well-formed, and a value in it cannot be (422)."""
+
     fault = "caller's"
 
 
 class RateLimitError(APIStatusError):
+    """Too many requests or tokens for now (429); it is tried again, after the wait that was asked for."""
+
     retryable = True
     fault: ClassVar[Fault] = "ours"
 
@@ -287,6 +303,8 @@ class UnexpectedStatusError(APIStatusError):
 
 
 class InternalServerError(APIStatusError):
+    """The provider failed (5xx, or 408); it is tried again."""
+
     retryable = True
 
 

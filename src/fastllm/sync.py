@@ -302,6 +302,9 @@ class FastLLM:
     ) -> None:
         self.close()
 
+    def __reduce__(self) -> Any:
+        return self._client.__reduce__()
+
     def __repr__(self) -> str:
         return repr(self._client).replace("AsyncFastLLM", "FastLLM", 1)
 
