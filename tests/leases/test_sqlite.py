@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -193,3 +194,22 @@ def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_process_is_known_by_when_it_began() -> None:
     assert sqlite._began(os.getpid()) == sqlite._began(os.getpid()) != ""
     assert sqlite._began(2**22 + 1) == ""
+
+
+def test_a_file_that_many_make_at_the_same_moment_is_everybodys(tmp_path: Path) -> None:
+    for turn in range(20):
+        begin, failed = threading.Barrier(8), []
+
+        def opened(path: Path, begin: threading.Barrier, failed: list[Exception]) -> None:
+            begin.wait()
+            try:
+                asyncio.run(SQLiteLeases(path).aclose())
+            except Exception as error:
+                failed.append(error)
+
+        threads = [threading.Thread(target=opened, args=(tmp_path / f"{turn}.db", begin, failed)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert failed == []

@@ -327,10 +327,12 @@ def _checked(path: Path) -> sqlite3.Connection:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     db = _connect(path, "mode=rw", WRITE_PATIENCE)
     try:
+        db.execute("BEGIN")  # all three at one moment: another process may be making them
         application, version, tables = (
             db.execute(sql).fetchone()[0]
             for sql in ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master")
         )
+        db.execute("COMMIT")
         if application != APPLICATION_ID and tables:
             raise _Foreign(f"{path.name} belongs to another program")
         if tables and version != SCHEMA:

@@ -21,6 +21,7 @@ from ..policy.shares import Claim, renewed
 from .base import INF, Ask, Share
 
 BUSY = 10.0  # seconds to wait for another process's transaction
+_LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _ID = 0x464C4C53  # "FLLS"
 _TABLES = """
 CREATE TABLE IF NOT EXISTS boot (id TEXT NOT NULL);
@@ -56,17 +57,33 @@ class SQLiteLeases:
         # Only where it is new: to close a file gives up all locks that this process has on it.
         with suppress(FileExistsError):
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-        db = sqlite3.connect(self.path, timeout=BUSY, isolation_level=None, check_same_thread=False)
+        end = time.monotonic() + BUSY
+        while True:
+            db = sqlite3.connect(self.path, timeout=BUSY, isolation_level=None, check_same_thread=False)
+            try:
+                self._prepare(db)
+                return db
+            except sqlite3.OperationalError as error:  # whoever turns the log on lets nobody wait for it
+                db.close()
+                if error.sqlite_errorcode & 0xFF not in _LOCKED or time.monotonic() > end:
+                    raise
+                time.sleep(0.01)
+            except BaseException:
+                db.close()
+                raise
+
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        db.execute("BEGIN")  # both at one moment: another process may be making them
         (found,) = db.execute("PRAGMA application_id").fetchone()
         (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        db.execute("COMMIT")
         if tables and found != _ID:
-            db.close()
             raise sqlite3.DatabaseError("it is another program's database")
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=OFF")
-        db.execute(f"PRAGMA application_id={_ID}")
+        if found != _ID:
+            db.execute(f"PRAGMA application_id={_ID}")
         db.executescript(_TABLES)
-        return db
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
