@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
 
 import pytest
 
@@ -228,33 +227,6 @@ def test_a_decision_takes_one_timer_however_long_the_queue() -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     run_virtual(scenario)
-
-
-def test_no_timer_is_finer_than_a_loops_and_the_pace_is_kept_all_the_same() -> None:
-    """A loop that counts in milliseconds, as uvloop's does, would otherwise turn without a rest until it is time."""
-
-    async def scenario() -> tuple[list[float], float]:
-        clock, waits = VirtualClock(), list[float]()
-        set_timer = clock.call_later
-
-        def call_later(seconds: float, callback: Callable[..., object], *args: object) -> asyncio.TimerHandle:
-            waits.append(seconds)
-            return set_timer(seconds, callback, *args)
-
-        clock.call_later = call_later  # type: ignore[method-assign, assignment]
-        limiter = Limiter(Limits(concurrency=None), clock)
-        limiter.learner.pace.set(clock.now(), 10_000)
-
-        async def one() -> None:
-            (await limiter.acquire(need(1))).release()
-
-        began = clock.now()
-        await asyncio.gather(*(one() for _ in range(1000)))
-        return waits, clock.now() - began
-
-    waits, seconds = run_virtual(scenario)
-    assert min(waits) >= 0.001
-    assert seconds == pytest.approx(0.1, rel=0.03)
 
 
 def test_a_permit_is_handed_over_with_its_estimate() -> None:

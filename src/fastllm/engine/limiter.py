@@ -44,7 +44,6 @@ SLOWEST = 0.1  # answers a second that are expected of anybody
 NOBODY = 5.0  # seconds until an address where nobody answered may be tried again
 QUIET = 0.01  # seconds for which headers are not read again that told of plenty
 _SLACK = 0.005  # seconds: what a late timer missed of the spreading may be made up for
-_TICK = 0.001  # seconds: a timer that is set for less fires at once on uvloop, again and again; slack makes up for it
 _CEILING = 4096  # attempts in flight where nobody set a limit; the system's own limit may be lower
 
 
@@ -488,7 +487,7 @@ class Limiter:
                 if held == OTHER and self.wanting is not None:
                     self.wanting()
                 if due < INF:
-                    self._timer = self._clock.call_later(max(due - now, _TICK), self._wake)
+                    self._timer = self._clock.call_later(max(due - now, 1e-4), self._wake)
                 return
             if not passing:
                 self._grants += 1
