@@ -22,9 +22,7 @@ CacheMode = Literal["off", "memory", "disk"]
 Choice = Literal["weighted", "least_loaded"]
 Reason = Literal["rate_limit", "outage", "key", "not_found", "context_length", "content_filter"]
 REASONS: tuple[Reason, ...] = get_args(Reason)
-
-
-AFTER_TOTAL = 1.0  # seconds: more than timers are late
+_AFTER_TOTAL = 1.0  # seconds: more than timers are late
 
 
 class Timeout(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,7 +58,7 @@ class Timeout(msgspec.Struct, frozen=True, kw_only=True):
         total = _number("timeout", value, above=0, unit="seconds")
         assert total is not None
         # The total comes first, or it would be chance which of two timers fires, and so which error is raised.
-        later = total + AFTER_TOTAL
+        later = total + _AFTER_TOTAL
         return cls(connect=min(5.0, later), tls=min(5.0, later), first_byte=later, between_chunks=later, total=total)
 
 

@@ -432,5 +432,7 @@ async def test_a_second_process_leaves_batches_to_the_first(tmp_path: Path) -> N
         first.mock.when(lambda body: "hello 1" in str(body), "hang")
         stuck = await begun(client, [line(1)])
         await in_status(client, stuck.id, "in_progress")
-        await client.batches.cancel(stuck.id)
+        asked = await client.batches.cancel(stuck.id)
+        seen = await client.batches.retrieve(stuck.id)  # before the first has looked, and however often it is asked
+        assert (asked.status, seen.status) == ("cancelling", "cancelling") and seen.cancelling_at
         assert (await ended(client, stuck.id)).status == "cancelled"

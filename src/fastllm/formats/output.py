@@ -108,18 +108,20 @@ class JSONLWriter:
 
     def write_answer(self, index: int, custom_id: str | None, body: bytes, status: int, request_id: str | None) -> None:
         """Where it `is_plain`: write what `write` would of an outcome with this answer, without one."""
+        self._file.write(self._answer(index, custom_id, body, status, request_id))
+
+    @staticmethod
+    def _answer(index: int, custom_id: str | None, body: bytes, status: int, request_id: str | None) -> bytes:
         name = custom_id if custom_id is not None else f"row-{index}"
-        self._file.write(answer_line(name, index, body, status=status, request_id=request_id))
+        return answer_line(name, index, body, status=status, request_id=request_id)
 
     def write(self, outcome: Outcome, source: bytes = b"", failure: dict[str, Any] | None = None) -> None:
         answer, columns = outcome.response, self._columns
-        custom_id = outcome.custom_id if outcome.custom_id is not None else f"row-{outcome.index}"
+        index, custom_id = outcome.index, outcome.custom_id
         if answer is None:
-            line = error_line(custom_id, outcome.index, failure or {})
+            line = error_line(custom_id if custom_id is not None else f"row-{index}", index, failure or {})
         else:
-            line = answer_line(
-                custom_id, outcome.index, answer.body, status=answer.status_code, request_id=answer.request_id
-            )
+            line = self._answer(index, custom_id, answer.body, answer.status_code, answer.request_id)
         more: dict[str, Any] = {}
         if columns.keep:
             more["keep"] = columns.kept(source)

@@ -118,10 +118,7 @@ class BatchRunner:
         if live is not None:
             live.count()
             return live.batch
-        batch = self._waiting.get(batch.id, batch)
-        if not batch.ended and not batch.cancels() and self._store.is_to_be_cancelled(batch):
-            _set(batch, "cancelling")  # another process runs it, and has yet to write that down
-        return batch
+        return self._waiting.get(batch.id, batch)
 
     async def cancel(self, batch: Batch) -> Batch:
         """Have a batch cancelled, whichever process runs it."""
@@ -129,7 +126,10 @@ class BatchRunner:
         if self._lock >= 0:
             await self._cancel_here(batch.id)
         self._news.set()
-        return self.shown(batch)
+        batch = self.shown(batch)
+        if not batch.ended and not batch.cancels():
+            _set(batch, "cancelling")  # for this answer; who runs it writes it down
+        return batch
 
     def done(self, id: str) -> int:
         """Give how many requests of a batch that runs here are done."""

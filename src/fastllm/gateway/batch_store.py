@@ -22,6 +22,7 @@ from .file_store import folder_name, private_folder
 
 Status = Literal["validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"]
 Ending = Literal["completed", "expired", "cancelled", "failed"]
+_CANCELLABLE = frozenset(("validating", "in_progress"))
 ENDED = frozenset(("completed", "failed", "expired", "cancelled"))
 _ID = re.compile(r"batch_[0-9a-f]{24}")
 _TIMES = ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")
@@ -175,9 +176,14 @@ class BatchStore:
 
     def _read(self, folder: Path) -> Batch | None:
         try:
-            return _decode((folder / _BATCH).read_bytes())
+            batch = _decode((folder / _BATCH).read_bytes())
         except (OSError, msgspec.MsgspecError):
             return None
+        if batch.status in _CANCELLABLE:
+            with contextlib.suppress(OSError):  # nobody left word; else who runs it has yet to write that down
+                batch.times = {**batch.times, "cancelling": (folder / _CANCEL).stat().st_mtime}
+                batch.status = "cancelling"
+        return batch
 
     def __repr__(self) -> str:
         return f"<BatchStore {self.root}>"

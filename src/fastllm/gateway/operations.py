@@ -118,12 +118,14 @@ def may_be_billed(error: LLMError) -> bool:
     return error.sent and not isinstance(error, APIStatusError)
 
 
-def _asked_for(engine: Engine, request: Request) -> tuple[Usage, float | None]:
-    """Give what a request came to whose client left before the answer: its prompt, as far as anybody knows."""
-    endpoint = next(iter(known(engine, request.model)), None)
+def _estimated(engine: Engine, request: Request, answered: int = 0, by: str = "") -> tuple[Usage, float | None]:
+    """Give what a request came to that was left before anybody counted: by the sizes of its prompt and of what had
+    come, `answered` bytes, `by` an endpoint of that name."""
+    endpoints = known(engine, request.model)
+    endpoint = next((one for one in endpoints if one.name == by), next(iter(endpoints), None))
     ratio = endpoint.estimator.ratio if endpoint is not None else START_RATIO
-    prompt = int(len(request.body) * ratio) + 1
-    usage = Usage(prompt_tokens=prompt, total_tokens=prompt)
+    prompt, answer = int(len(request.body) * ratio) + 1, int(answered * ratio)
+    usage = Usage(prompt_tokens=prompt, completion_tokens=answer, total_tokens=prompt + answer)
     return usage, None if endpoint is None or endpoint.price is None else endpoint.price.cost(usage)
 
 
@@ -164,7 +166,7 @@ async def operate(gate: Gate, exchange: Exchange, tenant: Tenant, model: str, re
         raise
     except asyncio.CancelledError:
         if sending.out:
-            permit.settle(*_asked_for(engine, request))
+            permit.settle(*_estimated(engine, request))
         raise
     finally:
         sending.leave()
@@ -298,12 +300,7 @@ def _settle(stream: Stream, permit: _Permit, record: Record, engine: Engine, req
         return
     usage, cost = response.usage, response.cost
     if usage is None:
-        endpoints = known(engine, request.model)
-        endpoint = next((one for one in endpoints if one.name == stream.endpoint), endpoints[0] if endpoints else None)
-        ratio = endpoint.estimator.ratio if endpoint is not None else START_RATIO
-        prompt, answer = int(len(request.body) * ratio) + 1, int(len(response.body) * ratio)
-        usage = Usage(prompt_tokens=prompt, completion_tokens=answer, total_tokens=prompt + answer)
-        cost = None if endpoint is None or endpoint.price is None else endpoint.price.cost(usage)
+        usage, cost = _estimated(engine, request, len(response.body), stream.endpoint)
     record.usage, record.cost = usage, cost
     permit.settle(usage, cost)
 
