@@ -594,6 +594,7 @@ def test_parameters_of_a_job_are_keywords_as_they_are_of_map(tmp_path: Path) -> 
     ("options", "words"),
     [
         ({"promt": "x"}, "run takes no option promt; did you mean prompt?"),
+        ({"modle": "m"}, "run takes no option modle; did you mean model?"),
         ({"overwrit": True}, "run takes no option overwrit; did you mean overwrite?"),
         ({"max_token": 5}, "run takes no option max_token; did you mean max_tokens?"),
         ({"concurrency": 5}, "concurrency; it is an option of the client: with_options(limits=Limits(concurrency=…))"),

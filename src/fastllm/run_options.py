@@ -84,7 +84,7 @@ def checked_options(options: RunParams) -> RunParams:
     params = dict(shared or {})
     for name in [name for name in given if name not in _JOB]:
         if name not in _OF_ROWS:
-            hint = _INSTEAD.get(name) or of_client(name) or nearest(name, {*_JOB, *_OF_ROWS}, _OTHERWISE)
+            hint = _INSTEAD.get(name) or of_client(name) or nearest(name, {"model", *_JOB, *_OF_ROWS}, _OTHERWISE)
             raise ConfigError(f"run takes no option {name}; {hint}")
         value = given.pop(name)
         if name in params:
