@@ -11,7 +11,7 @@ import msgspec
 
 from .answers import Usage
 from .errors import ConfigError, InvalidRequestError, LLMError, MissingExtra
-from .formats.rows import BATCH
+from .formats.short import BATCH
 from .params import EmbeddingParams, to_request
 from .rows import refuse_single
 from .types import EMBEDDINGS, Outcome, Row

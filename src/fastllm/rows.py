@@ -9,7 +9,8 @@ import msgspec
 
 from .errors import ConfigError, InvalidRequestError
 from .formats.parquet import rows_of_stream, without_nulls
-from .formats.rows import BATCH, Intake, Recipe
+from .formats.rows import Intake, Recipe
+from .formats.short import BATCH
 from .formats.template import Template as FileTemplate
 from .params import call_options
 from .types import Request, Row
@@ -27,7 +28,11 @@ def rows_of(items: Iterable[Item] | AsyncIterable[Item], model: str) -> Iterable
         items = map(without_nulls, rows_of_stream(items))  # a data frame would iterate its columns' names
     else:
         refuse_single("requests", "requests", items, Mapping)  # one body would iterate its fields' names
-    return _each(items, intake, lambda item: _row(intake, item, model))
+
+    def make(item: Item) -> Row:
+        return intake.line(item, 0) if type(item) is bytes else _row(intake, item, model)
+
+    return _each(items, intake, make)
 
 
 def mapped(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any, Generic, Literal, TypeVar
 
@@ -100,11 +100,47 @@ class HTTPRequest(msgspec.Struct, frozen=True, kw_only=True):
         return f"<HTTPRequest {self.method} {_without_secrets(self.url)} {len(self.body)} B>"
 
 
+class HeaderLines(msgspec.Struct, eq=False):
+    """The headers of an answer, taken apart when somebody looks, which for most answers nobody does.
+
+    They stand in the first `size` bytes of `data`, and `apart` gives them of it.
+    """
+
+    data: bytes
+    size: int
+    apart: Callable[[bytes], list[tuple[bytes, bytes]]]
+    _found: list[tuple[bytes, bytes]] | None = None
+
+    def _pairs(self) -> list[tuple[bytes, bytes]]:
+        if self._found is None:
+            self._found = self.apart(self.data)
+        return self._found
+
+    def search(self, pattern: re.Pattern[bytes]) -> re.Match[bytes] | None:
+        """Look for something in them as they came."""
+        return pattern.search(self.data, 0, self.size)
+
+    def __getitem__(self, index: int) -> tuple[bytes, bytes]:
+        return self._pairs()[index]
+
+    def __len__(self) -> int:
+        return len(self._pairs())
+
+    def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
+        return iter(self._pairs())
+
+    def __eq__(self, other: object) -> bool:
+        return self._pairs() == (list(other) if isinstance(other, HeaderLines) else other)
+
+    def __repr__(self) -> str:
+        return f"<HeaderLines {self.size} B>"
+
+
 class HTTPResponse(msgspec.Struct, kw_only=True):
     """A whole HTTP answer; header names are lower-case bytes in the order received, the body is decoded."""
 
     status: int
-    headers: list[tuple[bytes, bytes]] = []
+    headers: Sequence[tuple[bytes, bytes]] = []
     body: bytes = b""
 
     def header(self, name: str) -> str | None:

@@ -7,7 +7,8 @@ import random
 
 import pytest
 
-from fastllm.engine.limiter import Limiter, Permit
+from fastllm.engine.limiter import Limiter
+from fastllm.engine.permit import Permit
 from fastllm.errors import LimitExceededError
 from fastllm.options import Limits
 from fastllm.policy.tokens import Estimate

@@ -7,6 +7,7 @@ import random
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from zlib import crc32
 
@@ -17,7 +18,7 @@ from crashing.disk import Disk
 from crashing.findings import Findings
 from crashing.hooks import Call
 from crashing.power import JOB, JOURNAL, OUTPUT, Recording, judge
-from fastllm.jobs.index import RowIndex
+from fastllm.jobs.index import Note, RowIndex
 from fastllm.jobs.journal import Entry, Journal
 
 ROOT = Path(__file__).parents[2]
@@ -110,9 +111,8 @@ def test_a_journal_that_forgets_is_noticed(tmp_path: Path, monkeypatch: pytest.M
     found = recording(tmp_path)
     note = RowIndex.note
 
-    def forgetful(self: RowIndex, row: int, *rest: int) -> None:
-        if row != 2:
-            note(self, row, *rest)  # type: ignore[arg-type]
+    def forgetful(self: RowIndex, rows: Iterable[Note]) -> None:
+        note(self, (row for row in rows if row[0] != 2))
 
     monkeypatch.setattr(RowIndex, "note", forgetful)
     assert judged(found, tmp_path / "f").lost > 0

@@ -45,9 +45,9 @@ class Recorded:
     def __init__(self, rows: list[Entry | None]) -> None:
         self._rows = rows
 
-    def state(self, index: int) -> int:
-        entry = self._rows[index]
-        return 0 if entry is None else OK if entry.error is None else FAILED
+    @property
+    def states(self) -> bytearray:
+        return bytearray(0 if row is None else OK if row.error is None else FAILED for row in self._rows)
 
     def read(self, index: int) -> Entry:
         entry = self._rows[index]

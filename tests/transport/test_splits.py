@@ -16,6 +16,7 @@ from fastllm.errors import ProtocolError
 from fastllm.transport.connection import Connection, Context, Outbox
 from fastllm.transport.decode import STEP, Decoder
 from fastllm.transport.http import HTTPTransport
+from fastllm.transport.plain import PlainReader
 from fastllm.transport.sweep import Sweeper
 from fastllm.types import HTTPResponse
 from transport.kit import FAST, answer, chunked
@@ -62,7 +63,9 @@ def receive(pieces: list[bytes], *, end: bool = False) -> tuple[HTTPResponse, bo
     """Give what one exchange makes of these reads, and whether the connection is kept."""
     loop = asyncio.new_event_loop()
     try:
-        connection = Connection(Context(loop, Sweeper(loop), 65536, 1_000_000, Outbox(loop)), "http://test")
+        connection = Connection(
+            Context(loop, Sweeper(loop), 65536, 1_000_000, Outbox(loop), PlainReader(65536, 1_000_000)), "http://test"
+        )
         connection.connection_made(Wire())  # type: ignore[arg-type]
         connection.owner = owner = Kept()
         waiter = connection.start(b"", FAST, 0.0)

@@ -13,7 +13,7 @@ from ..options import Timeout
 from ..types import Request, Response
 from .endpoint import Endpoint
 from .flight import Flight
-from .limiter import Permit
+from .permit import Permit
 from .router import Tier, Tiers
 
 A = TypeVar("A")
@@ -57,6 +57,7 @@ class Call(msgspec.Struct, eq=False):
     adapted: int = 0  # attempts whose refusal taught what to leave out
     spared: int = 0  # attempts that cost nothing, because their connection was stale: one at most
     whole: list[bool] | None = None  # with hedging: not empty once one of its streams has ended whole
+    missed: LLMError | None = None  # how its first attempt ended, which was made in the lane
     last: LLMError | None = None
     response: Response | None = None  # paid for: nothing that happens from then on may lose it
 

@@ -32,7 +32,8 @@ from ..policy.retries import RetryBudget
 from ..policy.tokens import Estimator
 from ..providers.base import Provider
 from ..types import MESSAGES, RESPONSES, Request, Response, Target
-from .limiter import Limiter, Permit
+from .limiter import Limiter
+from .permit import Permit
 
 logger = logging.getLogger("fastllm")
 

@@ -31,8 +31,8 @@ from .events import AttemptFailed, Event, Observer, RequestDone, attempts_only
 from .flight import Flight, Terms
 from .hedge import A, Race, latencies, spare_permit
 from .keeping import keep, kept, look_up, reads
-from .limiter import Permit
 from .packs import Packs, split
+from .permit import Permit
 from .router import Router, Tier, address
 from .sharing import Sharing
 from .stats import Snapshot, Stats, snapshot_of
@@ -130,16 +130,16 @@ class Engine:
                 else:
                     response = await self._share(call, endpoint, self.cache)
         except LLMError as error:
-            self._failed(call, error)
+            self.failed(call, error)
             raise
         except TimeoutError:
             if not call.deadline.expired:
                 raise
             if call.response is None:
-                raise self._failed(call, too_late(call)) from call.last
+                raise self.failed(call, too_late(call)) from call.last
             response = call.response
         if self.observers:
-            self._done(request, response, None, call.began)
+            self.done(request, response, None, call.began)
         return response
 
     async def stream(self, request: Request) -> Stream:
@@ -151,16 +151,16 @@ class Engine:
                 if self.cache is not None and reads(request):
                     hit = await self._kept(self.cache, request, call.place or endpoint)
                     if hit is not None:
-                        self._done(request, hit, None, call.began)
+                        self.done(request, hit, None, call.began)
                         return replayed(hit, codec.replayed(endpoint, request, hit))
                 stream: Stream = await self._attempts(call, endpoint, self._open)
         except LLMError as error:
-            self._failed(call, error)
+            self.failed(call, error)
             raise
         except TimeoutError:
             if not call.deadline.expired:
                 raise
-            raise self._failed(call, too_late(call)) from call.last
+            raise self.failed(call, too_late(call)) from call.last
         return stream
 
     def call(self, request: Request) -> Call:
@@ -267,6 +267,8 @@ class Engine:
         request = call.request
         sent, http = codec.encoded(endpoint, request)
         estimate = endpoint.estimator.estimate(request)
+        if call.missed is not None:
+            await self._failed_once(call, endpoint, sent, call.missed)
         while True:
             permit = endpoint.limiter.try_acquire(estimate, request.priority)
             if permit is None:
@@ -289,32 +291,36 @@ class Engine:
                     once = attempt_once(call, endpoint, http, permit)
                     response = await in_time(self.clock, call, endpoint, permit, once)
             except LLMError as error:
-                let_go(error)
-                call.note(endpoint, error)
-                error.attempts, error.endpoint = call.attempts, endpoint.name
-                if not call.spared and backoff.is_stale(error):
-                    call.spared = 1
-                    endpoint.retries.skip()
-                    self._missed(call, endpoint, error, 0.0)
-                    continue
-                if call.adapt(endpoint, sent, error):
-                    sent, http = codec.encoded(endpoint, request)
-                    self._missed(call, endpoint, error, 0.0)
-                    continue
-                patient = request.priority > 0 and self.retry.patient and endpoint.patient(error)
-                call.counted += not patient
-                if call.way is not None and call.way.leaves(endpoint, error):
-                    self._missed(call, endpoint, error, 0.0)
-                    raise
-                await self._back_off(call, endpoint, error, call.counted, patient=patient)
-                if call.way is not None:
-                    call.way.restart()
-                    raise
+                await self._failed_once(call, endpoint, sent, error)
+                sent, http = codec.encoded(endpoint, request)
             else:
                 response.attempts, response.endpoint = call.attempts, endpoint.name
                 if call.tried:
                     response.history = tuple(call.tried)
                 return response
+
+    async def _failed_once(self, call: Call, endpoint: Endpoint, sent: Request, error: LLMError) -> None:
+        """An attempt has failed: wait until another may be made, or raise its error."""
+        let_go(error)
+        call.note(endpoint, error)
+        error.attempts, error.endpoint = call.attempts, endpoint.name
+        if not call.spared and backoff.is_stale(error):
+            call.spared = 1
+            endpoint.retries.skip()
+            self._missed(call, endpoint, error, 0.0)
+            return
+        if call.adapt(endpoint, sent, error):
+            self._missed(call, endpoint, error, 0.0)
+            return
+        patient = call.request.priority > 0 and self.retry.patient and endpoint.patient(error)
+        call.counted += not patient
+        if call.way is not None and call.way.leaves(endpoint, error):
+            self._missed(call, endpoint, error, 0.0)
+            raise error
+        await self._back_off(call, endpoint, error, call.counted, patient=patient)
+        if call.way is not None:
+            call.way.restart()
+            raise error
 
     async def _hedged(
         self, call: Call, endpoint: Endpoint, permit: Permit, need: Estimate, once: Attempt[A], http: HTTPRequest
@@ -348,15 +354,29 @@ class Engine:
         self.under_way.sent()
         try:
             answer = await self.transport.send(http, call.timeout)
-            response = self._read(call.request, endpoint, permit, answer)
-            response.latency = self.clock.now() - permit.sent
-            endpoint.answered(permit, response, call.request)
-            self.stats.answered(response.latency, response.usage)
         except BaseException as error:
             failure = error if isinstance(error, LLMError) else None
             if failure is not None:  # a task that was cancelled leaves by itself
                 self.under_way.failed()
-            self._release(endpoint, permit, failure)
+            self.lost(endpoint, permit, failure)
+            raise
+        try:
+            return self.landed(call.request, endpoint, permit, answer, self.clock.now())
+        except LLMError:
+            self.under_way.failed()
+            raise
+
+    def landed(
+        self, request: Request, endpoint: Endpoint, permit: Permit, answer: HTTPResponse, now: float
+    ) -> Response:
+        """Read an attempt's whole answer, book what it cost, and give its permit back, whatever happens."""
+        try:
+            response = self._read(request, endpoint, permit, answer, now)
+            response.latency = now - permit.sent
+            endpoint.answered(permit, response, request)
+            self.stats.answered(response.latency, response.usage)
+        except BaseException as error:
+            self.lost(endpoint, permit, error if isinstance(error, LLMError) else None)
             raise
         self.stats.in_flight -= 1
         endpoint.ended(permit, None)
@@ -373,7 +393,7 @@ class Engine:
             if not 200 <= source.status < 300:
                 answer = source.head()
                 answer.body = b"".join([piece async for piece in source])
-                self._read(call.request, endpoint, permit, answer)
+                self._read(call.request, endpoint, permit, answer, self.clock.now())
             hints = read_hints(source.headers, self.clock.time(), endpoint.limit_names)
             stream = self._hand_over(call, endpoint, permit, source, sent, hints)
             await stream.begin()
@@ -388,7 +408,7 @@ class Engine:
             if stream is not None:
                 await stream.aclose()
             else:
-                self._release(endpoint, permit, failure)
+                self.lost(endpoint, permit, failure)
                 if source is not None:
                     await source.aclose()
             raise
@@ -422,11 +442,11 @@ class Engine:
                         endpoint, permit, error, NOTHING if shown else hints, error.message.encode("utf-8", "replace")
                     )
             finally:
-                self._release(endpoint, permit, error)
+                self.lost(endpoint, permit, error)
             if error is not None and shown:
                 self.stats.failure(error)
             if response is not None or (error is not None and shown):
-                self._done(request, response, error, began, left=left)
+                self.done(request, response, error, began, left=left)
 
         async def kept_whole(response: Response) -> None:
             if self.cache is not None:
@@ -444,7 +464,7 @@ class Engine:
         endpoint.answered(permit, response, request)
         self.stats.answered(response.latency, response.usage)
 
-    def _release(self, endpoint: Endpoint, permit: Permit, error: LLMError | None) -> None:
+    def lost(self, endpoint: Endpoint, permit: Permit, error: LLMError | None) -> None:
         """Give the permit back."""
         self.stats.in_flight -= 1
         if error is not None and error.status_code == 429:
@@ -453,7 +473,7 @@ class Engine:
             error = None  # no news of the provider: to the breaker it is neither an outage nor a sign of life
         endpoint.ended(permit, error)
 
-    def _read(self, request: Request, endpoint: Endpoint, permit: Permit, answer: HTTPResponse) -> Response:
+    def _read(self, request: Request, endpoint: Endpoint, permit: Permit, answer: HTTPResponse, now: float) -> Response:
         """Decode the answer, and learn from its head where that may be news."""
         try:
             response = codec.decoded(endpoint, request, answer)
@@ -462,7 +482,7 @@ class Engine:
             self._learn(endpoint, permit, error, hints, answer.body)
             raise
         limiter = endpoint.limiter
-        if self.clock.now() >= limiter.news_at:
+        if now >= limiter.news_at:
             limiter.heard(permit, read_hints(answer.headers, self.clock.time(), endpoint.limit_names))
         return response
 
@@ -521,15 +541,15 @@ class Engine:
                 )
             )
 
-    def _failed(self, call: Call, error: LLMError) -> LLMError:
+    def failed(self, call: Call, error: LLMError) -> LLMError:
         """Count and announce the error that a request ends with."""
         if not error.endpoint and call.endpoint is not None:
             error.endpoint = call.endpoint.name
         self.stats.failure(error)
-        self._done(call.request, None, error, call.began)
+        self.done(call.request, None, error, call.began)
         return error
 
-    def _done(
+    def done(
         self, request: Request, response: Response | None, error: LLMError | None, began: float, left: bool = False
     ) -> None:
         if self.observers:

@@ -23,7 +23,7 @@ from ..policy.hedging import Hedging, Latencies
 from ..policy.tokens import Estimate
 from ..types import Request, Response
 from .endpoint import Endpoint
-from .limiter import Permit
+from .permit import Permit
 from .stream import Stream
 
 A = TypeVar("A", Response, Stream)

@@ -24,13 +24,13 @@ from ..leases.base import Ask
 from ..options import Limits
 from ..policy.adaptive import START, Adaptive
 from ..policy.breaker import Breaker
-from ..policy.budget import Reservation
 from ..policy.headers import Hints, is_comfortable
-from ..policy.learner import FREE, OTHER, PACE, SLOTS, Attempt, Learner
+from ..policy.learner import FREE, OTHER, PACE, SLOTS, Learner
 from ..policy.ledger import INF, REQUESTS, TOKENS
 from ..policy.tokens import Estimate
-from ..policy.window import WINDOW, Entry
+from ..policy.window import WINDOW
 from .meters import Part, Slots, meters_of
+from .permit import Permit
 
 SHARE = 8
 SPARED = "spared"  # what holds batch requests back while others talk
@@ -45,62 +45,6 @@ NOBODY = 5.0  # seconds until an address where nobody answered may be tried agai
 QUIET = 0.01  # seconds for which headers are not read again that told of plenty
 _SLACK = 0.005  # seconds: what a late timer missed of the spreading may be made up for
 _CEILING = 4096  # attempts in flight where nobody set a limit; the system's own limit may be lower
-
-
-class Permit(Attempt, eq=False):
-    """The right to make one attempt. `settle` corrects the token estimate, `release` gives back the slot."""
-
-    prompt: float = 0.0
-    _limiter: Limiter | None = None
-    more: tuple[Entry, ...] = ()
-    talks: bool = False  # it is no batch's
-    money: Reservation | None = None
-
-    def settle(self, actual: float, prompt: float | None = None) -> None:
-        """Book what the attempt really cost in tokens instead of the estimate."""
-        limiter, entry = self._limiter, self.token
-        if limiter is None or entry is None:
-            return
-        limiter.learner.tokens.settle(entry, actual - self.estimate)
-        if self.more:
-            own = self.prompt if prompt is None else prompt
-            if not actual:
-                own = 0.0
-            for meter, booked in zip(limiter._more, self.more, strict=True):
-                meter.settle(booked, self.estimate, self.prompt, actual, own)
-            self.prompt = own
-        self.estimate = actual
-
-    def refund(self) -> None:
-        """Book nothing at all: the provider has not counted the request."""
-        self.settle(0.0)
-        limiter, entry = self._limiter, self.request
-        if limiter is not None and entry is not None:
-            limiter.learner.requests.settle(entry, -1.0)
-            for meter, booked in zip(limiter._more, self.more, strict=True):
-                meter.refund(booked)
-            self.token = None
-
-    def cancel(self) -> None:
-        """Give all of it back: nothing was sent."""
-        limiter = self._limiter
-        self.refund()
-        if limiter is not None:
-            limiter._count -= 1
-            limiter.learner.unsent(self)
-        self.release()
-
-    def release(self) -> None:
-        """Give the slot back and let the next one in."""
-        limiter, self._limiter = self._limiter, None
-        if limiter is not None:
-            limiter.in_flight -= 1
-            if self.talks:
-                limiter._talking -= 1
-            if limiter._slots is not None:
-                limiter._slots.in_use -= 1
-            if limiter._queues[0] or limiter._queues[1]:
-                limiter._admit()
 
 
 class ParkedError(Exception):
@@ -245,6 +189,42 @@ class Limiter:
         self._held = FREE
         return self._grant(now, need, priority)
 
+    def free(self, now: float) -> int:
+        """Give how many batch requests `take` may let in as long as nothing else happens: 0 where more than the ledgers
+        is to be asked each time."""
+        learner = self.learner
+        slots = learner.slots
+        if self._uneasy:
+            self._next_turn(now, 1)  # it may find that nothing is uneasy any more
+        held = self._uneasy or self._condemned is not None or self._queues[0] or self._queues[1]
+        if held or self._more or slots.gap or learner.pace.value < INF:
+            return 0
+        free = slots.limit - self.in_flight
+        if self._spared and now < self._talked_at + TALK:
+            free = min(free, free - self._kept() + self._talking)
+        return free
+
+    def take(self, now: float, need: Estimate) -> Permit | None:
+        """Do what `try_acquire` does for one of the batch requests that `free` has counted."""
+        learner = self.learner
+        requests, tokens, amount = learner.requests, learner.tokens, need.tokens
+        if (
+            need.least > self._largest
+            or (requests.spare < 1.0 and requests.when(now, 1.0) > now)
+            or (tokens.spare < amount and tokens.when(now, amount) > now)
+        ):
+            return None
+        self.in_flight = in_flight = self.in_flight + 1
+        self._count += 1
+        request, token = requests.add(now, 1.0, False), tokens.add(now, amount, False)
+        permit = Permit(
+            amount, FREE, now, in_flight, request, token, requests.window.used, tokens.window.used, learner.count,
+            need.prompt, self,
+        )  # fmt: skip
+        if learner.adaptive:
+            learner.sent(now, permit)
+        return permit
+
     def outlook(self, need: Estimate, priority: int = 0) -> float:
         """Give the seconds until a request that came now would probably be let in: 0 for at once, inf while the key or
         the address is known to be no good."""
@@ -270,23 +250,27 @@ class Limiter:
         slots = learner.slots
         if self.in_flight >= slots.limit or (slots.gap and now < self._next_at):
             return SLOTS
-        if priority and self._spared and (self._queues[0] or now < self._talked_at + TALK):
-            spared = min(self._spared, slots.limit // (4 if slots.limit >= slots.ceiling else 8))
-            if self.in_flight - self._talking >= slots.limit - spared:
-                return SPARED
+        spares = priority and self._spared and (self._queues[0] or now < self._talked_at + TALK)
+        if spares and self.in_flight - self._talking >= slots.limit - self._kept():
+            return SPARED
         if self._uneasy:
             if self._on_trial and self.in_flight:
                 return TRIAL
             if self._next_turn(now, priority) > now:
                 return OTHER
-        if learner.requests.window.limit < INF and learner.requests.when(now, 1.0) > now:
+        if learner.requests.spare < 1.0 and learner.requests.when(now, 1.0) > now:
             return REQUESTS
-        if learner.tokens.window.limit < INF and learner.tokens.when(now, need.tokens) > now:
+        if learner.tokens.spare < need.tokens and learner.tokens.when(now, need.tokens) > now:
             return TOKENS
         for meter in self._more:
             if not meter.fits(now, need):
                 return OTHER
         return PACE if learner.pace.value < INF and learner.pace.when() > now else FREE
+
+    def _kept(self) -> int:
+        """How many slots are kept for those who talk."""
+        slots = self.learner.slots
+        return min(self._spared, slots.limit // (4 if slots.limit >= slots.ceiling else 8))
 
     def _next_turn(self, now: float, priority: int) -> float:
         """Give the earliest time that parks, outages, probes, quotas and an unproven key allow."""
@@ -316,13 +300,11 @@ class Limiter:
         requests, tokens = learner.requests, learner.tokens
         self.in_flight += 1
         self._count += 1
-        window = requests.window
-        request = window.add(now, 1.0) if window.limit == INF else requests.add(now, 1.0, held == REQUESTS)
-        window = tokens.window
-        token = window.add(now, need.tokens) if window.limit == INF else tokens.add(now, need.tokens, held == TOKENS)
+        request = requests.add(now, 1.0, held == REQUESTS)
+        token = tokens.add(now, need.tokens, held == TOKENS)
         permit = Permit(
             need.tokens, SLOTS if held == SPARED else held, now, self.in_flight, request, token, requests.window.used,
-            window.used, learner.count, need.prompt, self,
+            tokens.window.used, learner.count, need.prompt, self,
         )  # fmt: skip
         if not priority:
             permit.talks = True

@@ -15,7 +15,8 @@ from ..options import Retry
 from ..policy.tokens import Estimate
 from .call import Call
 from .endpoint import Endpoint
-from .limiter import ParkedError, Permit
+from .limiter import ParkedError
+from .permit import Permit
 from .stats import Stats
 
 LONGEST = 86_400.0  # seconds: what is told of a wait whose end is not known

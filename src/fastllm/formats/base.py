@@ -62,13 +62,14 @@ class Reader(Protocol):
     def __iter__(self) -> Iterator[Row]: ...
 
     def unanswered(
-        self, passed: Callable[[int], Sequence[int]], line_of: Callable[[int], int] | None = None
+        self, passed: Callable[[int], Sequence[int] | None], line_of: Callable[[int], int] | None = None
     ) -> Iterator[Row | int]:
         """Iterate the rows that need an answer, and pass over the others cheaply; give the number of those instead.
 
-        `passed(index)` gives a key for each row from `index` on that is to be passed over, none if that one is not:
-        the key of its id (`ids.key_of`), 0 where that must be looked for in the row itself. `line_of` gives the line of
-        a row that is passed over, 0 where it is not known; with it, much of a file need not even be read again.
+        `passed(index)` gives a key for each row from `index` on that is to be passed over: the key of its id
+        (`ids.key_of`), 0 where that must be looked for in the row itself. It gives none if that row is not, and None if
+        no further one is either. `line_of` gives the line of a row that is passed over, 0 where it is not known; with
+        it, much of a file need not even be read again.
         """
         ...
 

@@ -33,6 +33,7 @@ MAX_LINE_BYTES = 64 * 1024 * 1024
 COMPRESSIONS = ("", ".gz", ".zst")
 BREATH = 256  # rows passed over before the reader's taker gets a turn
 _CHUNK = 1 << 20
+_BUNCH = 1 << 16  # bytes: lines that are taken soon are still in the processor's cache
 # What a damaged or truncated compressed file raises, besides OSError.
 BROKEN = (OSError, EOFError, zlib.error) if zstd is None else (OSError, EOFError, zlib.error, zstd.ZstdError)
 
@@ -162,6 +163,25 @@ def lines(file: BinaryIO, max_bytes: int = MAX_LINE_BYTES) -> Iterator[bytes | N
             yield None
         else:
             yield line
+
+
+def bunches(file: BinaryIO, max_bytes: int = MAX_LINE_BYTES) -> Iterator[list[bytes] | list[bytes | None]]:
+    """Give the same lines without their ends, many at once: as many as a read finds, so of a pipe what is there."""
+    read = getattr(file, "read1", file.read)
+    begun = bytearray()  # of a line whose end was not seen yet; no more than tells that it is too long
+    while chunk := read(_BUNCH):
+        found: list[bytes] = chunk.split(b"\n")
+        last = found.pop()
+        if found:
+            if begun:
+                found[0] = bytes(begun) + found[0]
+                begun.clear()
+            long = max(map(len, found)) > max_bytes
+            yield [line if len(line) <= max_bytes else None for line in found] if long else found
+        if len(begun) <= max_bytes:
+            begun += last
+    if begun:
+        yield [bytes(begun) if len(begun) <= max_bytes else None]
 
 
 class _Owning(io.RawIOBase):

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from ..errors import ConfigError
 from ..types import Row
-from .files import BROKEN, MAX_LINE_BYTES, STDIN, Closing, fingerprint, lines, open_bytes, seek_behind, stdin_bytes
+from .files import BROKEN, MAX_LINE_BYTES, STDIN, Closing, bunches, fingerprint, open_bytes, seek_behind, stdin_bytes
 from .ids import MADE_UP
 from .pipe import Pipe
 from .rows import Intake, Recipe
@@ -59,7 +59,7 @@ class JSONLReader(Closing):
         return map(self._row, self._texts(self._file))
 
     def unanswered(
-        self, passed: Callable[[int], Sequence[int]], line_of: Callable[[int], int] | None = None
+        self, passed: Callable[[int], Sequence[int] | None], line_of: Callable[[int], int] | None = None
     ) -> Iterator[Row | int]:
         behind = self._behind if len(self._marks) else None
         return self._intake.unanswered(
@@ -87,16 +87,17 @@ class JSONLReader(Closing):
     def _texts(self, file: BinaryIO, number: int = 0) -> Iterator[tuple[int, bytes | None]]:
         """Give number and text of each line that is a row, None for one that is too long; `number` lines are behind."""
         try:
-            for text in lines(file, self._max):
-                number += 1
-                if text is None:
-                    yield number, None
-                    continue
-                if number == 1 and text.startswith(BOM):
-                    text = text[3:]
-                text = text.strip(b" \t\r\n")
-                if text:
-                    yield number, text
+            for found in bunches(file, self._max):
+                for text in found:
+                    number += 1
+                    if text is None:
+                        yield number, None
+                        continue
+                    if number == 1 and text.startswith(BOM):
+                        text = text[3:]
+                    text = text.strip(b" \t\r")
+                    if text:
+                        yield number, text
         except BROKEN as error:
             raise ConfigError(f"cannot read {self.path or 'the input'} after line {number}: {error}") from None
 

@@ -22,6 +22,7 @@ _encode = msgspec.json.encode
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 ERRORS = ".errors.jsonl"
+_LF, _CR = b"\n\r"  # as numbers: for bytes `in` first fails to take them as one, and an exception is dear
 
 
 def failures_path(output: Path) -> Path:
@@ -38,7 +39,7 @@ def sharing(output: Path) -> Path:
 
 def answer_line(custom_id: str, index: int, body: bytes, *, status: int = 200, request_id: str | None = None) -> bytes:
     """Give a line of OpenAI's batch output. The body is kept byte for byte, but for line ends between its tokens."""
-    if b"\n" in body or b"\r" in body:  # never inside a JSON string, so a space means the same
+    if _LF in body or _CR in body:  # never inside a JSON string, so a space means the same
         body = body.replace(b"\r", b" ").replace(b"\n", b" ")
     name = _encode(custom_id)
     return (

@@ -103,7 +103,7 @@ class TableReader(Closing):
         return map(self._row, self._records())
 
     def unanswered(
-        self, passed: Callable[[int], Sequence[int]], line_of: Callable[[int], int] | None = None
+        self, passed: Callable[[int], Sequence[int] | None], line_of: Callable[[int], int] | None = None
     ) -> Iterator[Row | int]:
         return self._intake.unanswered(self._records(), passed, self._row, self._remember)
 

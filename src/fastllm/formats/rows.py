@@ -31,14 +31,13 @@ from ..errors import ConfigError, InvalidRequestError, LLMError
 from ..schema.base import Schema
 from ..types import CHAT, COMPLETIONS, EMBEDDINGS, MODERATIONS, PATHS, RESPONSES, Request, Row
 from .ids import LIKE_MADE_UP, MADE_UP, UNKNOWN, SeenIds, key_of, own_key
+from .short import BATCH, PATH_OF_URL, UNFIT, batched, plain
 from .template import Template
 
 _R = TypeVar("_R", bound=tuple[int, Any] | tuple[int, Any, Any])  # a record: its line, and what is there
 
-BATCH = 1  # the priority of a row: after interactive requests
 NO_MODEL = "no_model"  # the code of the error of a row without one
 SOURCE_BYTES = 64 * 1024  # of a row that cannot be read, as much as this is kept
-_PATH_OF_URL = {**{path: path for path in PATHS}, **{"/v1" + path: path for path in PATHS}}
 _OURS = ("custom_id", "id", "method", "url", "_error", "_answer", "_line")
 DUPLICATE = "duplicate_id"  # the code of the error of a row whose id an earlier row has
 _DEFAULT_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
@@ -54,6 +53,7 @@ _NAMES = (
 PARAMETERS = frozenset(_NAMES.split())
 _KNOWN = frozenset(("prompt", "system", "model", "extra_body", "stream", "stream_options", *_OURS))
 _MOST_NAMES = 1000
+_MISSES = 4  # lines that may not take the short way before it is given up; in a long input one in eight as well
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,12 +78,6 @@ class _Line(msgspec.Struct):
     messages: Raw | UnsetType = UNSET
     input: Raw | UnsetType = UNSET
     prompt: Raw | UnsetType = UNSET
-    stream: Any = None
-    max_tokens: Any = None
-    max_completion_tokens: Any = None
-    max_output_tokens: Any = None
-    n: Any = None
-    best_of: Any = None
     error: Raw | UnsetType = msgspec.field(name="_error", default=UNSET)
     source: Raw | UnsetType = msgspec.field(name="_source", default=UNSET)
 
@@ -110,8 +104,6 @@ _ids = msgspec.json.Decoder(_Ids)
 _object = msgspec.json.Decoder(dict[str, Raw])
 _columns = msgspec.json.Decoder(dict[str, Any])
 _encode = msgspec.json.encode
-_MOST_TOKENS = 2**31
-_UNFIT = (msgspec.MsgspecError, RecursionError, ValueError, TypeError, OverflowError)
 _INVALID = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -131,7 +123,9 @@ class Intake:
             self._params = {name: Raw(_encode(value)) for name, value in params.items() if value is not None}
         except (TypeError, ValueError) as error:
             raise ConfigError(f"params cannot be written as JSON: {error}") from None
-        self._is_plain = not (self._params or self._shapes or self._system)  # bodies go out as they are
+        made = self._prompt is not None or self._system is not None or bool(self._params) or bool(self._shapes)
+        self._short = None if made else plain  # the way that the next line is likely to take
+        self._misses = 0
         self.unsent: dict[str, int] = {}  # columns beside "prompt" that are no parameter, and how often
         self.count = 0
         self._seen = SeenIds()
@@ -185,7 +179,7 @@ class Intake:
     def unanswered(
         self,
         records: Iterator[_R],
-        passed: Callable[[int], Sequence[int]],
+        passed: Callable[[int], Sequence[int] | None],
         row: Callable[[_R], Row],
         remember: Callable[[_R], None],
         *,
@@ -199,6 +193,9 @@ class Intake:
         while True:
             before = self.count
             keys = passed(before)
+            if keys is None:
+                yield from map(row, records if behind is None or is_behind else behind(line))
+                return
             last = 0
             if keys and line_of is not None and behind is not None and UNKNOWN not in keys:
                 last = line_of(before + len(keys) - 1)
@@ -235,6 +232,12 @@ class Intake:
     def line(self, text: bytes, line: int) -> Row:
         """Make a Row of one JSON object."""
         index = self.count
+        if self._short is not None:
+            row = self._short(text, index, line, self.recipe.model)
+            if row is not None and (not line or self._is_free(row)):
+                self.count = index + 1
+                return row
+            self._missed()
         self.count = index + 1
         custom_id: str | None = None
         try:
@@ -249,7 +252,7 @@ class Intake:
             request = self._request(head, text, custom_id)
         except LLMError as error:
             return self._bad(index, line, custom_id, error, text)
-        except _UNFIT as error:
+        except UNFIT as error:
             return self._bad(index, line, custom_id, InvalidRequestError(_what(error, text), sent=False), text)
         return Row(index=index, request=request, custom_id=custom_id, line=line, source=text)
 
@@ -257,7 +260,7 @@ class Intake:
         """Make a Row of a mapping, such as a line of CSV."""
         try:
             text = _encode(columns)
-        except _UNFIT as error:
+        except UNFIT as error:
             given = columns.get("custom_id")
             custom_id = given if isinstance(given, str) and _is_text(given) else None
             return self.bad(line, f"the row cannot be written as JSON: {error}", custom_id=custom_id)
@@ -277,16 +280,36 @@ class Intake:
         self._note(key_of(custom_id, index), index, line)
         return Row(index=index, error=error, custom_id=custom_id, line=line, source=source)
 
+    def _missed(self) -> None:
+        """Try the other short way with the next line, and none any more where many lines take neither."""
+        self._misses += 1
+        other = batched if self._short is plain else plain
+        self._short = other if self._misses <= _MISSES + self.count // 8 else None
+
+    def _is_free(self, row: Row) -> bool:
+        """Take the id of a row that came the short way; False where that needs a closer look."""
+        if self._short is batched:
+            key = own_key(row.custom_id or "")
+            return key < LIKE_MADE_UP and not self._seen.add(key, row.line)
+        if not self._claimed:
+            self._note_made_up(row.index)
+        return not self._claimed
+
     def _note(self, key: int, index: int, line: int) -> None:
         """Keep in mind that an id is taken."""
-        if key != MADE_UP:
-            self._claimed = self._claimed or key >= LIKE_MADE_UP
-            if line:
-                self._seen.add(key, line)
+        if key == MADE_UP:
+            self._note_made_up(index)
             return
-        if index >= 8 * len(self._derived):
+        self._claimed = self._claimed or key >= LIKE_MADE_UP
+        if line:
+            self._seen.add(key, line)
+
+    def _note_made_up(self, index: int) -> None:
+        try:
+            self._derived[index >> 3] |= 1 << (index & 7)
+        except IndexError:
             self._derived.extend(bytes(index // 8 + 4096 - len(self._derived)))
-        self._derived[index >> 3] |= 1 << (index & 7)
+            self._derived[index >> 3] |= 1 << (index & 7)
 
     def _identify(self, custom_id: Any, other: Any, index: int, line: int) -> str:
         """Give the row's id and remember it; a derived id is remembered as one bit."""
@@ -353,7 +376,7 @@ class Intake:
             inner = _line.decode(body)
             path = self._path(inner, body)
         else:
-            found = _PATH_OF_URL.get(head.url) if isinstance(head.url, str) else None
+            found = PATH_OF_URL.get(head.url) if isinstance(head.url, str) else None
             if found is None:
                 urls = ", ".join(sorted("/v1" + path for path in PATHS))
                 raise InvalidRequestError(f"url {_shown(head.url)} is not one of {urls}", sent=False)
@@ -369,17 +392,6 @@ class Intake:
             for name in _OURS:
                 fields.pop(name, None)
             body = _encode(fields)
-        elif self._is_plain and _is_plain(head):
-            # Nearly every row: what there is to know is known, so that it is read only once.
-            return Request(
-                path=path,
-                body=body,
-                model=self.recipe.model or head.model,
-                body_model=head.model,
-                max_tokens=max(head.max_tokens or 0, head.max_completion_tokens or head.max_output_tokens or 0),
-                custom_id=custom_id,
-                priority=BATCH,
-            )
         return self._finish(path, body, custom_id, text)
 
     def _from_columns(self, columns: dict[str, Any], custom_id: str) -> Request:
@@ -488,16 +500,6 @@ def unsent_words(unsent: dict[str, int], most: int = 8) -> str:
         rows = "1 row" if count == 1 else f"{count:,} rows"
         words.append(f"{_shown(name)[1:-1]} ({rows}{f'; did you mean {near[0]}?' if near else ''})")
     return ", ".join(words) + (f" and {len(unsent) - most:,} more" if len(unsent) > most else "")
-
-
-def _is_plain(head: _Line) -> bool:
-    """Tell whether a body is one answer's, not streamed, of a model that it names, with sound bounds or none."""
-    if type(head.model) is not str or not head.model or head.stream or head.n or head.best_of:
-        return False
-    for most in (head.max_tokens, head.max_completion_tokens, head.max_output_tokens):
-        if most is not None and not (type(most) is int and 0 <= most <= _MOST_TOKENS):
-            return False
-    return (head.stream is None or head.stream is False) and head.n is None and head.best_of is None
 
 
 def _fitting(path: str, name: str) -> str:

@@ -43,13 +43,12 @@ class Appender:
         self.failure: JournalError | None = None
         self.wrote: Callable[[], object] | None = None  # called from the thread after a write, and after a failure
 
-    @property
     def unwritten(self) -> int:
-        """How many of the marked pieces are not with the system yet; none after a failure, as none will be."""
+        """Tell how many of the marked pieces are not with the system yet; none after a failure, as none will be."""
         return self._marked - self._marked_written if self.failure is None else 0
 
-    def put(self, data: bytes, *, marked: bool = False) -> None:
-        """Append, without waiting. Raises JournalError once anything went wrong."""
+    def put(self, data: bytes, *, marked: int = 0) -> None:
+        """Append, without waiting; `marked` of the pieces in it are counted. JournalError once anything went wrong."""
         if self.failure is not None:
             raise self.failure
         self._pending.append(data)

@@ -8,6 +8,8 @@ from ..answers import TokenDetails, Usage
 from ..types import Outcome, Response, Row
 from .journal import Entry
 
+_NO_USAGE = Usage()
+
 
 def entry_of(row: Row, outcome: Outcome, *, keeps_source: bool) -> Entry:
     """Give what the journal keeps of a finished row; of one that is ok its source only if that is wanted."""
@@ -25,20 +27,20 @@ def entry_of(row: Row, outcome: Outcome, *, keeps_source: bool) -> Entry:
             endpoint=error.endpoint,
         )
         return entry if error.response is None else _with_answer(entry, error.response)
-    usage = response.usage
+    usage = response.usage or _NO_USAGE
     return Entry(
         custom_id=row.custom_id,
         line=row.line,
         status=response.status_code,
         request_id=response.request_id,
         body=response.body,
-        prompt_tokens=usage.prompt_tokens if usage is not None else 0,
-        completion_tokens=usage.completion_tokens if usage is not None else 0,
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
         attempts=response.attempts,
         cached=response.cached,
         endpoint=response.endpoint,
         finish_reason=response.finish_reason,
-        cached_tokens=usage.cached_tokens if usage is not None else 0,
+        cached_tokens=usage.cached_tokens,
         cost=response.cost,
         source=row.source if keeps_source else b"",
     )
@@ -46,7 +48,7 @@ def entry_of(row: Row, outcome: Outcome, *, keeps_source: bool) -> Entry:
 
 def _with_answer(entry: Entry, answer: Response) -> Entry:
     """The answer that a failed row got all the same, and paid for."""
-    usage = answer.usage or Usage()
+    usage = answer.usage or _NO_USAGE
     return msgspec.structs.replace(
         entry,
         body=answer.body,

@@ -154,7 +154,7 @@ class Frames:
 
     def read(self, offset: int) -> tuple[int, int, Buffer] | None:
         """Give (index, state, payload) of the frame at an offset; None if there is no whole one."""
-        number, at = divmod(offset, _BLOCK)
+        number, at = offset // _BLOCK, offset % _BLOCK
         block = self._blocks.get(number)
         if block is None:
             if not self._pays:

@@ -21,6 +21,7 @@ import os
 import struct
 import sys
 from array import array
+from collections.abc import Iterable
 from pathlib import Path
 from zlib import crc32
 
@@ -40,6 +41,8 @@ _CHECKS, _OFFSETS, _KEYS, _CRC = PAGE, 5 * PAGE, 13 * PAGE, 21 * PAGE
 _SIZE = _CRC + 4
 _SWAP = sys.byteorder == "big"
 _NONE = array("Q")
+
+Note = tuple[int, int, int, int, int]  # index, state, where its frame lies, its check, its id's key
 
 
 class _Page:
@@ -83,7 +86,7 @@ class RowIndex:
 
     def __init__(self, path: Path, layout: Layout) -> None:
         self.path = path
-        self.ok = self.failed = 0
+        self._counts = [0, 0, 0]  # by state; that of rows without one is of no use
         self._layout = layout
         self._states = bytearray()
         self._pages: dict[int, _Page] = {}
@@ -127,7 +130,7 @@ class RowIndex:
                 page = self._pages[number] = _Page(content)
                 page.is_new = True  # or these rows would be believed once the file covers their offsets
             states += here
-        self.ok, self.failed = states.count(OK), states.count(FAILED)
+        self._counts = [states.count(state) for state in (0, OK, FAILED)]
         return Saved(covered, None if total < 0 else total)
 
     def _content(self, number: int) -> bytes | None:
@@ -140,7 +143,7 @@ class RowIndex:
         self._states.clear()
         self._pages.clear()
         self._last_number = -1
-        self.ok = self.failed = 0
+        self._counts = [0, 0, 0]
         self.drop()
 
     def drop(self) -> None:
@@ -161,6 +164,14 @@ class RowIndex:
         return len(self._states)
 
     @property
+    def ok(self) -> int:
+        return self._counts[OK]
+
+    @property
+    def failed(self) -> int:
+        return self._counts[FAILED]
+
+    @property
     def states(self) -> bytearray:
         """A byte for each row, as far as there are any."""
         return self._states
@@ -168,23 +179,25 @@ class RowIndex:
     def state(self, index: int) -> int:
         return self._states[index] if index < len(self._states) else 0
 
-    def note(self, index: int, state: int, offset: int, check: int, key: int) -> None:
-        """Take in where a row's newest frame lies and what it says, and its id's key."""
-        states = self._states
-        if index >= len(states):
-            states.extend(bytes((index // PAGE + 1) * PAGE - len(states)))
-        before = states[index]
-        if before != state:
-            self.ok += (state == OK) - (before == OK)
-            self.failed += (state == FAILED) - (before == FAILED)
-            states[index] = state
-        number = index // PAGE
-        page = self._last if number == self._last_number else self._page(number)
-        page.is_new = True
-        place = index % PAGE
-        page.offsets[place] = offset
-        page.checks[place] = check
-        page.keys[place] = key
+    def note(self, rows: Iterable[Note]) -> None:
+        """Take in where the newest frames of rows lie and what they say, and their ids' keys."""
+        states, counts = self._states, self._counts
+        page, current = self._last, -1  # the page of the row before, and its number
+        for index, state, offset, check, key in rows:
+            number, place = index // PAGE, index % PAGE
+            if number != current:
+                page, current = self._page(number), number
+                page.is_new = True
+                if index >= len(states):
+                    states.extend(bytes((number + 1) * PAGE - len(states)))
+            before = states[index]
+            if before != state:
+                counts[before] -= 1
+                counts[state] += 1
+                states[index] = state
+            page.offsets[place] = offset
+            page.checks[place] = check
+            page.keys[place] = key
 
     def count(self, total: int) -> tuple[int, int]:
         """Give how many of the first `total` rows are ok and how many failed."""

@@ -13,7 +13,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -24,7 +24,7 @@ from ..errors import ConfigError, JobConflictError
 from ..formats.ids import UNKNOWN, key_of
 from .appender import Appender, JournalError
 from .frames import END, FAILED, MAGIC, MAX_ROWS, OK, VERSION, Frames, Layout, Scan, new_layout, read_layout
-from .index import Checkpoint, RowIndex
+from .index import Checkpoint, Note, RowIndex
 from .replacing import sync_directory
 
 __all__ = ["Durability", "Entry", "Identity", "Journal", "JournalError", "journal_path"]
@@ -92,6 +92,9 @@ class Entry(msgspec.Struct, kw_only=True, array_like=True):
     cost: float | None = None  # USD; None where the price or the usage is not known
 
 
+Finished = tuple[int, bool, int, Entry]  # a row's index, whether it is ok, its source's checksum, what is kept of it
+
+
 class _Id(msgspec.Struct, array_like=True):
     """As much of an Entry as is read of every row."""
 
@@ -124,6 +127,8 @@ class Journal:
         self._saving: threading.Thread | None = None
         self._end = self._covered = self._base = layout.start
         self._appender = Appender(fd, str(path), SYNC_EVERY[durability])
+        # Tells how many rows were asked whose outcome is not with the system yet: a kill would have them asked again.
+        self.unwritten = self._appender.unwritten
         self._distrusted = False
         self.total: int | None = None
         self.damaged = 0  # places that had to be skipped; their rows run again
@@ -181,7 +186,7 @@ class Journal:
         The number of rows is taken back first: whatever a crash leaves, nothing counts as complete. The header's
         copies are written one after the other, so that one of them is whole.
         """
-        self._put(_OPEN_END, END, 0, b"")
+        self._put_total(_OPEN_END)
         self.sync()
         packed = _packed(msgspec.structs.replace(identity, moved=True), len(self._layout.identity))
         if packed is not None:  # else it stays as it is, and the rows are compared, or forced, every time
@@ -204,12 +209,7 @@ class Journal:
         if saved is not None:
             self._covered, self.total = saved.covered, saved.total
         scan = Scan(self._fd, self._layout, size, self._covered)
-        note = self._rows.note
-        for offset, index, state, check, payload in scan:
-            if state == END:
-                self.total = None if index == _OPEN_END else index
-            else:
-                note(index, OK if state == OK else FAILED, offset, check, _key(payload, index))
+        self._rows.note(self._notes(scan))
         self._end = self._base = scan.end
         self.damaged = scan.damaged
         self.torn_bytes = size - scan.end
@@ -217,6 +217,13 @@ class Journal:
             os.ftruncate(self._fd, scan.end)
             os.fsync(self._fd)
         os.lseek(self._fd, scan.end, os.SEEK_SET)
+
+    def _notes(self, scan: Scan) -> Iterator[Note]:
+        for offset, index, state, check, payload in scan:
+            if state == END:
+                self.total = None if index == _OPEN_END else index
+            else:
+                yield index, OK if state == OK else FAILED, offset, check, _key(payload, index)
 
     @property
     def ok(self) -> int:
@@ -260,11 +267,6 @@ class Journal:
         """Bytes not yet written."""
         return self._appender.accepted - self._appender.written
 
-    @property
-    def unwritten(self) -> int:
-        """Rows that were asked and whose outcome is not with the system yet: a kill would have them asked again."""
-        return self._appender.unwritten
-
     def when_written(self, call: Callable[[], object] | None) -> None:
         """Have something called, in another thread, each time after rows were written, or could not be."""
         self._appender.wrote = call
@@ -275,9 +277,26 @@ class Journal:
 
     def append(self, index: int, ok: bool, check: int, entry: Entry) -> None:
         """Record a finished row, without waiting for the disk. JournalError once the file cannot be written."""
-        key = UNKNOWN if entry.custom_id is None else key_of(entry.custom_id, index)
-        asked = entry.attempts > 0 and not entry.cached
-        self._put(index, OK if ok else FAILED, check, _pack(entry), key, asked=asked)
+        self.append_all([(index, ok, check, entry)])
+
+    def append_all(self, finished: Iterable[Finished]) -> None:
+        """Do the same with several rows, which are written together."""
+        offset, frame_of = self._end, self._layout.frame
+        frames: list[bytes] = []
+        notes: list[Note] = []
+        asked = 0
+        try:
+            for index, ok, check, entry in finished:
+                state, custom_id = OK if ok else FAILED, entry.custom_id
+                frame = frame_of(offset, index, state, check, _pack(entry))
+                frames.append(frame)
+                notes.append((index, state, offset, check, UNKNOWN if custom_id is None else key_of(custom_id, index)))
+                offset += len(frame)
+                asked += entry.attempts > 0 and not entry.cached
+        finally:  # whatever is wrong with one, those before it are kept
+            self._put(b"".join(frames), marked=asked)
+            self._rows.note(notes)
+            self._cover()
 
     @property
     def identity(self) -> Identity:
@@ -298,19 +317,19 @@ class Journal:
     def finish(self, total: int) -> None:
         """Record that the input has this many rows and all are done."""
         if self.total != total:
-            self._put(total, END, 0, b"")
+            self._put_total(total)
 
-    def _put(
-        self, index: int, state: int, check: int, payload: bytes, key: int = UNKNOWN, *, asked: bool = False
-    ) -> None:
-        offset = self._end
-        frame = self._layout.frame(offset, index, state, check, payload)
-        self._appender.put(frame, marked=asked)
-        self._end = offset + len(frame)
-        if state == END:
-            self.total = None if index == _OPEN_END else index
-        else:
-            self._rows.note(index, state, offset, check, key)
+    def _put_total(self, total: int) -> None:
+        self._put(self._layout.frame(self._end, total, END, 0))
+        self.total = None if total == _OPEN_END else total
+        self._cover()
+
+    def _put(self, frames: bytes, *, marked: int = 0) -> None:
+        self._appender.put(frames, marked=marked)
+        self._end += len(frames)
+
+    def _cover(self) -> None:
+        """Have the index follow, now and then."""
         if self._end - self._covered > _CHECKPOINT or self._checkpoint is not None:
             self._save()
 
@@ -387,7 +406,7 @@ class Journal:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Journal {self.path.name}: {self.ok} ok, {self.failed} failed, {self.unwritten} to be written>"
+        return f"<Journal {self.path.name}: {self.ok} ok, {self.failed} failed, {self.unwritten()} to be written>"
 
 
 def _open_locked(path: Path) -> int:

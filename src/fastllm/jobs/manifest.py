@@ -69,7 +69,8 @@ class Totals(msgspec.Struct, kw_only=True):
             self.retries += attempts - 1
         self.prompt_tokens += entry.prompt_tokens
         self.completion_tokens += entry.completion_tokens
-        self.cached_tokens += entry.cached_tokens
+        if entry.cached_tokens:
+            self.cached_tokens += entry.cached_tokens
         if entry.endpoint:
             self.endpoints[entry.endpoint] = self.endpoints.get(entry.endpoint, 0) + 1
         if self.cost_usd is not None and entry.body and not entry.cached:

@@ -26,7 +26,8 @@ NOT_THERE = "have no columns of the input beside their answer: it changed since,
 class Answers(Protocol):
     """What is recorded of the rows of a job: its journal, or one that is only read."""
 
-    def state(self, index: int) -> int: ...
+    @property
+    def states(self) -> bytearray: ...
 
     def read(self, index: int) -> Entry: ...
 
@@ -121,8 +122,9 @@ def entries(
     given_up: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[int, Entry]]:
     """Give (index, entry) of the rows in these states, in the order of the input or as they finished."""
-    for index in range(total) if order == "input" else journal.as_finished():
-        if index < total and journal.state(index) in states:
+    known, read = journal.states, journal.read
+    for index in range(min(total, len(known))) if order == "input" else journal.as_finished():
+        if index < total and known[index] in states:
             if given_up():
                 raise GivenUpError
-            yield index, journal.read(index)
+            yield index, read(index)

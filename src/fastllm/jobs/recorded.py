@@ -91,6 +91,11 @@ class Recorded(Closing):
     def failed(self) -> int:
         return self._states.count(FAILED, 0, self.rows)
 
+    @property
+    def states(self) -> bytearray:
+        """The states of all rows, a byte each."""
+        return self._states
+
     def state(self, index: int) -> int:
         return self._states[index] if index < len(self._states) else 0
 

@@ -27,7 +27,7 @@ from .checks import check_job
 from .delivery import Delivery
 from .entry import entry_of
 from .frames import FAILED, OK
-from .journal import Durability, Identity, Journal, JournalError, journal_path
+from .journal import Durability, Finished, Identity, Journal, JournalError, journal_path
 from .manifest import Ledger
 from .mounts import shared_filesystem
 from .outcomes import delivery, outcomes
@@ -43,6 +43,7 @@ DEFAULT_CONCURRENCY = 1024  # rows in work; how many of them are in flight, the 
 _MOST_BACKLOG = 64 * 1024 * 1024  # bytes that may wait for a slow disk before the workers do
 _MOST_MISFITS = 10_000  # held back until it is known whose mistake they are
 COMPLAINTS = 10
+_TOGETHER = 64  # outcomes at most that are recorded at once
 
 
 class Job:
@@ -95,8 +96,7 @@ class Job:
         self._base_url = base_url
         self._durability = durability
         self._concurrency = concurrency or min(engine.concurrency or DEFAULT_CONCURRENCY, DEFAULT_CONCURRENCY)
-        self._grace = grace
-        self._fatal_after = fatal_after
+        self._grace, self._fatal_after = grace, fatal_after
         self._retry_failed, self._force = retry_failed, force
         self._shape = Shape(columns=columns, format=output_format, order=order, reader=reader)
         self._keeps_source = columns.keeps and (reader.path is None or reader.pipe is not None)
@@ -119,6 +119,7 @@ class Job:
         self._may_pass = False
         self._has_sent = False  # in this run or an earlier one
         self._misfits: list[Outcome] = []
+        self._finished: list[Finished] = []  # settled, and not in the journal yet
 
     @property
     def total(self) -> int | None:
@@ -320,15 +321,13 @@ class Job:
         rows = self._rows(journal) if ahead is None else self._rows_of(ahead, journal)
         concurrency = self._concurrency
         workers = delivery(
-            *(self._engine, rows), concurrency=concurrency, window=concurrency, unwritten=lambda: journal.unwritten
+            *(self._engine, rows), concurrency=concurrency, window=concurrency, unwritten=journal.unwritten
         )
         journal.when_written(workers.written_from_thread)
         self._workers = workers
         try:
             while True:
-                outcome = workers.take()
-                if outcome is not None:
-                    self._settle(journal, outcome)
+                if self._settled(workers, journal):
                     if journal.backlog > _MOST_BACKLOG:
                         await asyncio.sleep(0.01)
                 elif workers.finished:
@@ -351,10 +350,12 @@ class Job:
 
     def _rows(self, journal: Journal) -> Iterator[Row | None]:
         """Give the rows that have no answer yet. Nothing is pulled once the journal cannot be written."""
-        for row in self._unanswered(journal) if self._unchanged else self._reader:
+        known = len(journal.states)  # no earlier run had more rows
+        asks_new = not is_left(0, self._retry_failed)
+        for row in self._unanswered(journal, known) if self._unchanged and known else self._reader:
             if row is None:
                 yield None
-            elif not self._is_answered(row, journal):
+            elif (row.index >= known and asks_new) or not self._is_answered(row, journal):
                 if journal.failure is not None:
                     return
                 self._take(row)
@@ -363,10 +364,14 @@ class Job:
                 yield None
         self._all_read = True
 
-    def _unanswered(self, journal: Journal) -> Iterator[Row | None]:
+    def _unanswered(self, journal: Journal, known: int) -> Iterator[Row | None]:
         """Go over the same input as before: what has its answer need not even be looked at."""
         passing = bytes(state for state in (0, OK, FAILED) if state == OK or is_left(state, self._retry_failed))
-        for found in self._reader.unanswered(lambda index: journal.keys(index, passing), journal.line):
+
+        def passed(index: int) -> Sequence[int] | None:
+            return journal.keys(index, passing) if index < known else None
+
+        for found in self._reader.unanswered(passed, journal.line):
             if not isinstance(found, int):
                 yield found
                 continue
@@ -377,6 +382,7 @@ class Job:
             yield None
 
     def _take(self, row: Row) -> None:
+        self._read = row.index + 1
         self._under_way[row.index] = row
 
     async def _rows_of(self, ahead: Ahead, journal: Journal) -> AsyncIterator[Row | None]:
@@ -396,7 +402,9 @@ class Job:
         self._read = row.index + 1
         state = journal.state(row.index)
         if state != OK:
-            return self._is_passed(state)
+            passed = is_left(state, self._retry_failed)
+            self.passed += passed
+            return passed
         if self._accepted or journal.check(row.index) == crc32(row.source):
             pass
         elif self._force:
@@ -409,17 +417,24 @@ class Job:
         self.skipped += 1
         return True
 
-    def _is_passed(self, state: int) -> bool:
-        """Tell whether a row without an answer is none that this run should ask, and count it."""
-        passed = is_left(state, self._retry_failed)
-        self.passed += passed
-        return passed
+    def _settled(self, workers: Delivery, journal: Journal) -> bool:
+        """Record outcomes that are there, several at once; tell whether there were any."""
+        taken = 0
+        try:
+            while taken < _TOGETHER and (outcome := workers.take()) is not None:
+                taken += 1
+                self._settle(outcome)
+        finally:
+            if self._finished:
+                finished, self._finished = self._finished, []
+                journal.append_all(finished)
+        return taken > 0
 
-    def _settle(self, journal: Journal, outcome: Outcome) -> None:
-        """Record an outcome. Misfits (a ConfigError: no key, no such provider) are the whole job's mistake as long as
+    def _settle(self, outcome: Outcome) -> None:
+        """Have it recorded. Misfits (a ConfigError: no key, no such provider) are the whole job's mistake as long as
         nothing was sent; whether they are is not known while anything is in flight, and until then they wait."""
         error = outcome.error
-        if error is not None and isinstance(error.__cause__, ConfigError) and not self._has_sent:
+        if error is not None and not self._has_sent and isinstance(error.__cause__, ConfigError):
             self._misfits.append(outcome)
             if len(self._misfits) == len(self._under_way):
                 raise error.__cause__
@@ -428,38 +443,37 @@ class Job:
             return
         if error is None or error.sent:
             self._has_sent = True
-            misfits, self._misfits = self._misfits, []
-            for other in [] if self._stopped else misfits:
-                self._record(journal, other)
-        self._record(journal, outcome)
+            if self._misfits:
+                misfits, self._misfits = self._misfits, []
+                for other in [] if self._stopped else misfits:
+                    self._record(other)
+        self._record(outcome)
         if self._misfits and len(self._misfits) == len(self._under_way):
             cause = self._misfits[0].error and self._misfits[0].error.__cause__
             raise cause or ConfigError("no row can be sent")
 
-    def _record(self, journal: Journal, outcome: Outcome) -> None:
-        row = self._under_way.pop(outcome.index)
-        error = outcome.error
-        if error is not None and (row.request is None or isinstance(error.__cause__, ConfigError)):
-            self.unseen[type(error).__name__] += 1
-        if error is not None and row.request is not None:
-            self.reasons.setdefault(type(error).__name__, error.message)
-            self._may_pass = self._may_pass or _may_pass(error)
-        if row.request is None:
-            self.bad += 1
-            if error is not None and len(self.complaints) < COMPLAINTS:
-                self.complaints.append(error.message)
+    def _record(self, outcome: Outcome) -> None:
+        row, error = self._under_way.pop(outcome.index), outcome.error
         if error is None:
             self._fatal = 0
-            self.cached += outcome.cached
-        elif not self._goes_on(error):
+        elif not self._goes_on(row, error):
             self._under_way[outcome.index] = row  # not done: neither asked nor recorded
             return
-        journal.append(
-            outcome.index, error is None, crc32(row.source), entry_of(row, outcome, keeps_source=self._keeps_source)
-        )
+        entry = entry_of(row, outcome, keeps_source=self._keeps_source)
+        self.cached += entry.cached
+        self._finished.append((outcome.index, error is None, crc32(row.source), entry))
 
-    def _goes_on(self, error: LLMError) -> bool:
-        """Tell whether this error is the row's own; otherwise it is the job's, which then stops."""
+    def _goes_on(self, row: Row, error: LLMError) -> bool:
+        """Count an error. Tell whether it is the row's own; otherwise it is the job's, which then stops."""
+        if row.request is None or isinstance(error.__cause__, ConfigError):
+            self.unseen[type(error).__name__] += 1
+        if row.request is None:
+            self.bad += 1
+            if len(self.complaints) < COMPLAINTS:
+                self.complaints.append(error.message)
+        else:
+            self.reasons.setdefault(type(error).__name__, error.message)
+            self._may_pass = self._may_pass or _may_pass(error)
         if isinstance(error, StoppedError):
             self._give_up(error.message)
             return False

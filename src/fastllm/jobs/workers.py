@@ -3,6 +3,8 @@
 Rules. One worker at a time pulls. Workers are made as rows come, never more than there are rows in work. Whatever ends
 the input (its end, its exception, `stop`), the rows in work are finished and delivered first. `drain` also gives up the
 rows that only wait (for limits, or to try again): they were not sent, or came back without an answer.
+
+What can goes through the engine's lane instead of a worker; the two together are never more than the concurrency.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ from collections import deque
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from typing import Any, Protocol
 
+from ..engine.engine import Engine
 from ..engine.fitting import fitting
+from ..engine.lane import Lane, lane_for, resume
 from ..engine.stats import Stats
 from ..engine.underway import UnderWay
 from ..errors import ConfigError, InvalidRequestError, LLMError, let_go
@@ -69,28 +73,48 @@ class Workers(Delivery):
         self.out: set[asyncio.Task[Any]] = set()  # whose request is at the provider, or answered and not delivered
         self._draining = False
         self._idle: deque[asyncio.Future[None]] = deque()
+        self._lane: Lane | None = lane_for(engine, self) if self._next is not None else None
+        self._engine = engine if isinstance(engine, Engine) else None
+        self._starved = False  # the lane has room, and what is ahead has none
+        self._refilling = False
         PACE.__enter__()
         self._closed = False
         self._spawn()
 
     @property
     def finished(self) -> bool:
-        return not self._tasks
+        return self._ended and not self._at_work
+
+    @property
+    def _at_work(self) -> int:
+        return len(self._tasks) + (len(self._lane.out) if self._lane is not None else 0)
 
     def _taken_one(self) -> None:
         if self._idle:
             self._wake()
         elif self._packed:
             self._more()
+        elif self._starved:
+            self._refill_soon()
 
     def written_from_thread(self) -> None:
-        if self._idle or self._packed:
+        if self._idle or self._packed or self._starved:
             with contextlib.suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(self._wake_all if self._idle else self._more)
+                self._loop.call_soon_threadsafe(self._written)
+
+    def _written(self) -> None:
+        if self._idle:
+            self._wake_all()
+        elif self._packed:
+            self._more()
+        if self._starved:
+            self._refill_soon()
 
     async def news(self) -> None:
-        if self._idle and not self._is_full():
+        if (self._idle or self._starved) and not self._is_full():
             self._wake()
+            if self._starved:
+                self._refill_soon()
         await super().news()
 
     def stop(self) -> None:
@@ -102,7 +126,9 @@ class Workers(Delivery):
 
     @property
     def in_flight(self) -> int:
-        return len(self.out) if self._under_way is not None else self.in_work
+        if self._under_way is None:
+            return self.in_work
+        return len(self.out) + (len(self._lane.out) if self._lane is not None else 0)
 
     def drain(self) -> None:
         self.stop()
@@ -113,7 +139,7 @@ class Workers(Delivery):
 
     def fed(self, rows: int) -> None:
         """An iterator that had nothing has so many rows more."""
-        for _ in range(min(rows, len(self._idle) + self.concurrency + self._room - len(self._tasks))):
+        for _ in range(min(rows, len(self._idle) + self.concurrency + self._room - self._at_work)):
             self._more()
 
     def sent(self, task: asyncio.Task[Any]) -> None:
@@ -132,7 +158,7 @@ class Workers(Delivery):
             return
         if self._idle:
             self._wake()
-        elif len(self._tasks) < self.concurrency + self._room:
+        elif self._at_work < self.concurrency + self._room:
             self._spawn()
 
     def refused(self, task: asyncio.Task[Any]) -> None:
@@ -144,6 +170,9 @@ class Workers(Delivery):
         self.stop()
         for task in self._tasks:
             task.cancel()
+        if self._lane is not None:
+            self._lane.cancel()
+        self._call_consumer()
 
     async def aclose(self) -> None:
         if self._closed:
@@ -156,8 +185,61 @@ class Workers(Delivery):
         finally:
             PACE.__exit__(None, None, None)
 
-    def _spawn(self) -> None:
-        task = self._loop.create_task(self._work(), name="fastllm-worker")
+    # The lane's crew
+
+    def landed(self, turn: int, outcome: Outcome) -> None:
+        self._deliver(turn, outcome)
+
+    def missed(self, turn: int, row: Row, sent: float | None, error: LLMError | None) -> None:
+        self._spawn(turn, row, sent, error)
+
+    def broke(self, error: BaseException) -> None:
+        self._failure = self._failure or error
+        self.cancel()
+
+    def refill(self) -> None:
+        """Pull as many rows as there is room for: into the lane, or else each into a worker."""
+        self._refilling = self._starved = False
+        lane, pull, most = self._lane, self._next, self.concurrency + self._room
+        assert lane is not None and pull is not None
+        lane.anew()
+        while not self._ended and len(self._tasks) + len(lane.out) < most:
+            if self._is_full():
+                self._starved = True
+                return
+            try:
+                row = pull()
+            except Exception as error:
+                self._input_ended(error)
+                break
+            if row is None:
+                self._refill_soon()  # once others had their turn
+                return
+            if row is NOTHING_YET:
+                return
+            turn = self._pulled
+            self._pulled = turn + 1
+            if row.request is None:
+                self._deliver(turn, _none(row))
+            elif not lane.launch(turn, row):
+                self._spawn(turn, row)
+        if self._ended and self.finished:
+            self._call_consumer()
+
+    def _refill_soon(self) -> None:
+        if not self._refilling:
+            self._refilling = True
+            self._loop.call_soon(self._refill)
+
+    def _refill(self) -> None:
+        try:
+            self.refill()
+        except BaseException as error:
+            self.broke(error)
+
+    def _spawn(self, *given: Any) -> None:
+        """Make a worker; what it is given it does first: a row by its turn, and how its attempt in the lane ended."""
+        task = self._loop.create_task(self._work(*given), name="fastllm-worker")
         self._tasks.add(task)
         if self._under_way is not None:
             self._under_way.enrol(task, self)
@@ -174,7 +256,7 @@ class Workers(Delivery):
         if error is not None:
             self._failure = self._failure or error
             self.stop()
-        if not self._tasks:
+        if self.finished:
             self._call_consumer()
         elif self._packed:
             self._more()
@@ -190,10 +272,15 @@ class Workers(Delivery):
         while self._idle:
             self._wake()
 
-    async def _work(self) -> None:
-        execute, me, pull = self._execute, asyncio.current_task(), self._next
+    async def _work(
+        self, turn: int = -1, row: Row | None = None, sent: float | None = None, missed: LLMError | None = None
+    ) -> None:
+        if row is not None:
+            await self._answer(turn, row, sent, missed)
+        pull, lane = self._next, self._lane
         while not self._ended:
-            if len(self._tasks) > self.concurrency + self._room:  # the packs are gone that made room for this one
+            # The packs are gone that made room for this one, or its row has gone into the lane.
+            if len(self._tasks) + (len(lane.out) if lane is not None else 0) > self.concurrency + self._room:
                 self._wake()
                 return
             if self._puller is not None or self._is_full():
@@ -223,23 +310,38 @@ class Workers(Delivery):
                 continue
             turn = self._pulled
             self._pulled = turn + 1
-            if self._idle or len(self._tasks) < self.concurrency + self._room:
+            if self._idle or self._at_work < self.concurrency + self._room:
                 self._more()
-            request = row.request
-            if request is None:
-                outcome = Outcome(index=row.index, custom_id=row.custom_id, error=row.error or empty(row))
-            else:
-                try:
-                    response = await (execute(request) if request.schema is None else self._fitting(request))
-                    outcome = Outcome(index=row.index, custom_id=row.custom_id, response=response, request=request)
-                except LLMError as error:
-                    let_go(error)
-                    outcome = Outcome(index=row.index, custom_id=row.custom_id, error=error, request=request)
-                except ConfigError as error:
-                    outcome = Outcome(index=row.index, custom_id=row.custom_id, error=_misfit(error), request=request)
-            if self.out and me is not None:
-                self.out.discard(me)
-            self._deliver(turn, outcome)
+            if lane is not None:
+                lane.anew()
+                if lane.launch(turn, row):
+                    continue
+            await self._answer(turn, row, None, None)
+
+    async def _answer(self, turn: int, row: Row, sent: float | None, missed: LLMError | None) -> None:
+        """See one row to its outcome; `missed` tells how its attempt in the lane ended that was begun at `sent`."""
+        request, me = row.request, asyncio.current_task()
+        if request is None:
+            outcome = _none(row)
+        else:
+            try:
+                if missed is not None and sent is not None and self._engine is not None:
+                    if self._draining and me is not None:
+                        me.cancel()  # at its next wait, which a final error does not have
+                    response = await resume(self._engine, request, sent, missed)
+                elif request.schema is None:
+                    response = await self._execute(request)
+                else:
+                    response = await self._fitting(request)
+                outcome = Outcome(index=row.index, custom_id=row.custom_id, response=response, request=request)
+            except LLMError as error:
+                let_go(error)
+                outcome = Outcome(index=row.index, custom_id=row.custom_id, error=error, request=request)
+            except ConfigError as error:
+                outcome = Outcome(index=row.index, custom_id=row.custom_id, error=_misfit(error), request=request)
+        if self.out and me is not None:
+            self.out.discard(me)
+        self._deliver(turn, outcome)
 
     async def _fitting(self, request: Request) -> Response:
         """Once the run is to end, an answer that does not fit is the row's last."""
@@ -264,8 +366,12 @@ class Workers(Delivery):
     def __repr__(self) -> str:
         state = "ended" if self._ended else "running"
         waiting = len(self._ready) + len(self._held)
-        crew = f"{len(self._tasks)} of {self.concurrency} workers, {len(self._idle)} idle"
+        crew = f"{len(self._tasks)} of {self.concurrency} workers, {len(self._idle)} idle, {self._lane!r}"
         return f"<Workers {state}: {self.in_work} rows in work, {waiting} to be taken, {crew}>"
+
+
+def _none(row: Row) -> Outcome:
+    return Outcome(index=row.index, custom_id=row.custom_id, error=row.error or empty(row))
 
 
 def _misfit(error: ConfigError) -> LLMError:

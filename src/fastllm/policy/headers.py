@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -118,7 +118,7 @@ def _number(text: str | bytes) -> float | None:
     return value if 0.0 <= value < math.inf else None
 
 
-def read_hints(headers: list[tuple[bytes, bytes]], now_wall: float, names: Mapping[str, str] = _NO_NAMES) -> Hints:
+def read_hints(headers: Sequence[tuple[bytes, bytes]], now_wall: float, names: Mapping[str, str] = _NO_NAMES) -> Hints:
     """Read all hints from lower-case headers; `now_wall` is the wall clock in seconds.
 
     `names` renames dimensions where a vendor means its own by the usual spelling (Groq's requests are per day).
@@ -150,7 +150,7 @@ def _read_limits(
     return limits
 
 
-def _retry_after(waits: list[tuple[str, str]], now_wall: float, headers: list[tuple[bytes, bytes]]) -> float | None:
+def _retry_after(waits: list[tuple[str, str]], now_wall: float, headers: Sequence[tuple[bytes, bytes]]) -> float | None:
     """retry-after-ms before retry-after; the longest where one is given twice."""
     by_ms = [n for part, text in waits if part == "ms" and (n := _number(text)) is not None]
     if by_ms:
@@ -159,7 +159,7 @@ def _retry_after(waits: list[tuple[str, str]], now_wall: float, headers: list[tu
     return max((seconds for seconds in found if seconds is not None), default=None)
 
 
-def _wait(text: str, now_wall: float, headers: list[tuple[bytes, bytes]]) -> float | None:
+def _wait(text: str, now_wall: float, headers: Sequence[tuple[bytes, bytes]]) -> float | None:
     """Seconds, a duration, an epoch, an RFC 3339 time or an HTTP date, or the longest of several with commas between.
 
     An HTTP date counts from the server's own Date, so that clock skew cancels.

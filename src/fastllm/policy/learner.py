@@ -187,7 +187,7 @@ class Learner:
         held = attempt.held
         if self.adaptive:
             self.slots.answered(now, attempt.sent, latency, held=held == SLOTS, rate=rate)
-        if held == FREE:
+        if not held:  # it was FREE
             return
         if held == PACE:
             self.pace.climb(now, rate)

@@ -22,6 +22,7 @@ TEST = 1.0  # seconds between tries whether a limit that was met only once lets 
 ASK = 5.0  # seconds without news, after which one request may ask whether others still use it all
 LUMP = 0.02  # of the limit: what is larger is not smoothed, there are too few of it
 EVEN = 1.02  # of the limit's own rate, for the rest
+SPARE = 0.005  # of what may go out at once: what is booked without a look at the rest
 _SLACK = 0.1  # seconds that a late timer may make up for
 DUST = 1e-9
 
@@ -32,11 +33,15 @@ class Ledger:
     Within the window's bound it smoothes: what room an idle time has left may go out at once, the rest evenly.
     So a request that comes in the middle of a minute waits a moment for its turn and not for the next minute, and a
     provider that judges by the second, or serves others too, sees an even stream.
+
+    Far from the limit there is nothing to smooth: a small part of what may go out at once is `spare`, and amounts
+    within it go out with no more said. It is never more than the window has room for.
     """
 
     __slots__ = (
         "_asked", "_at", "_burst", "_burst_until", "_credit", "_even", "_fill", "_forget_at", "_lump", "_news",
-        "_tested", "foreign", "found", "found_at", "left", "name", "nothings", "set_limit", "sure", "told", "window",
+        "_owed", "_tested", "foreign", "found", "found_at", "left", "name", "nothings", "set_limit", "spare", "sure",
+        "told", "window",
     )  # fmt: skip
 
     def __init__(self, name: str, limit: float | None = None, seconds: float = WINDOW) -> None:
@@ -48,6 +53,8 @@ class Ledger:
         self.window = Window(self.set_limit, seconds)
         self._credit = INF if limit is None else limit  # what may go out at once
         self._at = 0.0  # when that was so
+        self.spare = 0.0
+        self._owed = 0.0  # what was booked of it since, and not yet taken from the credit
         self._burst = 0.0  # what went out at once and is still in the window
         self._forget_at = 0.0
         self._burst_until = BURST_SECONDS
@@ -61,9 +68,9 @@ class Ledger:
 
     def when(self, now: float, amount: float) -> float:
         """Give the earliest time for this amount: now, if it may go out now."""
-        window = self.window
-        if window.limit == INF:
+        if amount <= self.spare:
             return now
+        window = self.window
         if self._asked < INF and (amount > self.left or not window.fits(now, amount)):
             return self._ask(now, amount)
         if amount > window.limit:
@@ -96,9 +103,16 @@ class Ledger:
     def add(self, now: float, amount: float, waited: bool) -> Entry:
         """Book an amount; `waited`: this ledger had held it back, so there is nothing to make up for."""
         window = self.window
+        if amount <= self.spare:
+            self.spare -= amount
+            self._owed += amount
+            if now >= window.edge:
+                window.open(now)
+            entry = window.last  # as Window.add does: no call for what each request does twice
+            entry.amount += amount
+            window.used += amount
+            return entry
         limit = window.limit
-        if limit == INF:
-            return window.add(now, amount)
         if self._asked < INF:
             self._asked = now
         if not self.sure and window.used + amount > limit:
@@ -108,18 +122,21 @@ class Ledger:
                 self._burst = 0.0
             passed, rate = now - self._at, self._rate()
             credit = self._credit + passed * rate
-            room = limit - window.used
+            room = limit - window.used + self._owed
             if credit > room:
                 credit = room if room > 0.0 else 0.0
             if waited and credit > _SLACK * rate:
                 credit = _SLACK * rate
             if passed > BURST_SECONDS and credit >= 0.5 * limit:
                 self._burst, self._burst_until = 0.0, now + BURST_SECONDS
+            owed, self._owed = self._owed + amount, 0.0
             if now < self._burst_until and credit > _SLACK * rate:
-                self._burst += amount
+                self._burst += owed
                 self._forget_at = now + window.seconds
-            self._credit = credit - amount
+            self._credit = credit = credit - owed
             self._at = now
+            if self._asked == INF and self.sure:
+                self.spare = SPARE * min(credit, limit - window.used - amount)
         return window.add(now, amount)
 
     def settle(self, entry: Entry, difference: float) -> None:
@@ -127,8 +144,9 @@ class Ledger:
         if entry.expires:
             entry.amount += difference
             self.window.used += difference
-        if self._credit < INF:
-            self._credit -= difference
+        self._credit -= difference
+        if difference > 0.0:
+            self.spare -= difference
 
     def tell(self, now: float, sent: float, limit: Limit, used: float, *, counted: bool = True) -> None:
         """Hear what the provider said of an attempt that was sent then, with which we had used so much ourselves;
@@ -171,7 +189,7 @@ class Ledger:
         self.found.set(now, level)
         self.sure, self.found_at, self._tested = False, now, now
         self.refresh()
-        self._credit, self._at, self._burst, self._burst_until = 0.0, now, 0.0, now
+        self._credit, self._at, self._burst, self._burst_until, self._owed = 0.0, now, 0.0, now, 0.0
 
     def exceeded(self, now: float) -> None:
         """More than was found was let through: it is no limit, or a higher one."""
@@ -185,7 +203,10 @@ class Ledger:
         if shared:
             self.left -= 0.005 * told
         window = self.window
+        if window.limit == INF:
+            self._owed = 0.0  # that of a time without a limit
         window.limit = limit = max(1.0, min(self.set_limit, self.left, self.found.value))
+        self.spare = 0.0 if limit < INF else INF
         self._lump = LUMP * limit
         self._even = EVEN * limit / window.seconds
         self._fill = FILL

@@ -16,6 +16,7 @@ PER_ANSWER = 8e-5
 PEACE = 10.0  # seconds (or 80 answers, if they take longer) after which it climbs faster
 HASTE = 0.001
 _FASTEST = 0.1  # of the value, a second
+_AT_ONCE = 5e-4  # of its seconds: for so long a Rate forgets nothing, and makes up for it then
 _SLACK = 0.05  # seconds: what a late timer missed may be made up for
 
 
@@ -33,6 +34,9 @@ class Rate:
     def tick(self, now: float) -> None:
         """One event."""
         share = (now - self._at) * self._weight
+        if share < _AT_ONCE:
+            self.value += self._weight
+            return
         self.value = self.value * (1.0 - share if share < 0.01 else math.exp(-share)) + self._weight
         self._at = now
 

@@ -18,7 +18,7 @@ START_ANSWER = 256.0  # tokens, until the first answers tell
 FIRST_ANSWER = 1024.0  # what is reserved until then: too much waits a moment, too little is over the limit
 WEIGHT = 0.05  # of one answer in the moving averages
 _SETTLED = 1 / WEIGHT  # answers
-_EVERY = 4  # of the answers after that is looked at: the rest would tell the same
+_EVERY = 8  # of the answers after that is looked at: the rest would tell the same
 MARGIN = 1.25  # on the mean answer length
 LEAST_RATIO, MOST_RATIO = 0.0005, 4.0  # base64 images cost few tokens per byte, no text costs more than a few
 MOST_JUMP = 16.0  # one answer counts as at most so many times what was expected
@@ -43,22 +43,24 @@ class Estimator:
     `first` is what an answer is taken to need before there was one.
     """
 
-    __slots__ = ("_first", "_usual", "answer", "learned", "ratio")
+    __slots__ = ("_unbounded", "_usual", "answer", "learned", "ratio")
 
     def __init__(self, first: float = FIRST_ANSWER) -> None:
         self.ratio = START_RATIO
         self.answer = START_ANSWER
         self.learned = 0
         self._usual = 0  # tokens of an answer, with the margin; 0 until one was seen
-        self._first = int(first)
+        self._unbounded = int(first)  # what an answer needs that the request does not bound
 
     def estimate(self, request: Request) -> Estimate:
         """Give the tokens to reserve: prompt and answer, the answer bounded by `max_tokens` where it is given."""
         prompt = int(len(request.body) * self.ratio) + 1
+        most = request.max_tokens
         if request.path in _UNANSWERED:
             return Estimate(prompt, prompt, 0.5 * prompt)
-        most = request.max_tokens
-        answer = self._usual or most or self._first
+        if not most:
+            return Estimate(prompt + self._unbounded, prompt, 0.5 * prompt)
+        answer = self._usual or most
         return Estimate(prompt + (most if 0 < most < answer else answer), prompt, 0.5 * prompt + most)
 
     def learn(self, request: Request, usage: Usage) -> None:
@@ -83,7 +85,7 @@ class Estimator:
             mean = self.answer
             most = (mean + START_ANSWER) * MOST_JUMP
             self.answer = mean + weight * ((most if answer > most else answer) - mean)
-        self._usual = int(self.answer * MARGIN) + 1
+        self._usual = self._unbounded = int(self.answer * MARGIN) + 1
 
     def __repr__(self) -> str:
         return f"<Estimator {self.ratio:.3f} tokens a byte, answers of {self.answer:.0f} tokens, {self.learned} seen>"

@@ -42,7 +42,7 @@ class Window:
     The limit may be changed at any time; infinity only counts.
     """
 
-    __slots__ = ("_bucket", "_buckets", "_edge", "_last", "_oldest", "_span", "_tick", "limit", "seconds", "used")
+    __slots__ = ("_bucket", "_buckets", "_oldest", "_span", "_tick", "edge", "last", "limit", "seconds", "used")
 
     def __init__(self, limit: float, seconds: float = WINDOW) -> None:
         self.limit = limit
@@ -52,8 +52,8 @@ class Window:
         self._bucket = seconds / _BUCKETS
         self._buckets: deque[Entry] = deque()
         self._tick = -1
-        self._edge = -float("inf")  # where the last bucket ends
-        self._last = Entry(0.0)
+        self.edge = -float("inf")  # where the last bucket ends
+        self.last = Entry(0.0)
         self._oldest = float("inf")  # when the first bucket leaves
 
     def fits(self, now: float, amount: float) -> bool:
@@ -68,9 +68,9 @@ class Window:
 
     def add(self, now: float, amount: float) -> Entry:
         """Book the amount, whether it fits or not; the receipt is for `settle`."""
-        if now >= self._edge:
-            self._open(now)
-        entry = self._last
+        if now >= self.edge:
+            self.open(now)
+        entry = self.last
         entry.amount += amount
         self.used += amount
         return entry
@@ -114,13 +114,14 @@ class Window:
                 refused += entry.refused
         return kept, refused
 
-    def _open(self, now: float) -> None:
+    def open(self, now: float) -> None:
+        """Begin another bucket, which is `last` until `edge`."""
         if now >= self._oldest:  # nobody may ever ask whether it fits
             self._expire(now)
         self._tick = max(int(now / self._bucket), self._tick + 1)  # 1.9 / 0.1 is less than 19
-        self._edge = (self._tick + 1) * self._bucket
-        self._last = Entry(self._edge + self._span)
-        self._buckets.append(self._last)
+        self.edge = (self._tick + 1) * self._bucket
+        self.last = Entry(self.edge + self._span)
+        self._buckets.append(self.last)
         self._oldest = self._buckets[0].expires
 
     def _expire(self, now: float) -> None:

@@ -35,7 +35,10 @@ class OpenAIProvider(Provider):
         headers = target.headers
         if request.headers is not NO_HEADERS:
             headers = headers.merged(request.headers)
-        return HTTPRequest(url=url_of(target.base_url, request.path), body=body_of(request, target), headers=headers)
+        body = request.body
+        if request.stream or request.schema is not None or (target.model and request.body_model != target.model):
+            body = body_of(request, target)
+        return HTTPRequest(url=url_of(target.base_url, request.path), body=body, headers=headers)
 
     def decode(self, request: Request, answer: HTTPResponse) -> Response:
         if not 200 <= answer.status < 300:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from ..answers import Usage, lenient
 from ..errors import APIStatusError, InternalServerError, ProtocolError, classify, parse_error_body, snippet
-from ..types import CHAT, COMPLETIONS, EMBEDDINGS, MODERATIONS, RESPONSES, HTTPResponse, Request
+from ..types import CHAT, COMPLETIONS, EMBEDDINGS, MODERATIONS, RESPONSES, HeaderLines, HTTPResponse, Request
 from .vectors import count_of, vectors_of
 
 _NOT_JSON = (msgspec.DecodeError, ValueError, RecursionError)  # bad UTF-8 and endless integers are ValueErrors
@@ -22,7 +22,8 @@ _NULL = msgspec.Raw(b"null")
 _FILLED = re.compile(rb"\s*\[\s*[^\]\s]")  # a list of at least one
 NO_ERROR = frozenset((b"null", b"{}", b"[]", b'""', b"false", b"0"))
 _CALL = re.compile(rb'"type"\s*:\s*"(?:function|custom_tool)_call"')
-_REQUEST_IDS = frozenset((b"x-request-id", b"request-id", b"apim-request-id"))
+_REQUEST_ID = re.compile(rb"\r\n(?i:x-request-id):([^\r]*+)\r\n")
+_REQUEST_IDS = frozenset((b"request-id", b"apim-request-id"))  # where there is no x-request-id
 _GOOD_REASONS = frozenset(("stop", "tool_calls", "function_call"))
 # The key that carries the answer: given twice, readers would disagree on what was answered.
 _CARRIER = {CHAT: b'"choices"', COMPLETIONS: b'"choices"', EMBEDDINGS: b'"data"', RESPONSES: b'"output"'}
@@ -76,6 +77,24 @@ class _Loose(Envelope):
     usage: Any = None
 
 
+class _PlainMessage(msgspec.Struct):
+    content: str
+
+
+class _PlainChoice(msgspec.Struct):
+    finish_reason: Literal["stop", "length"]
+    message: _PlainMessage
+
+
+class _Plain(msgspec.Struct):
+    """Nearly every answer: one text, and nothing to look at more closely."""
+
+    choices: tuple[_PlainChoice]
+    usage: Usage | None = None
+    error: None = None
+
+
+_plain = msgspec.json.Decoder(_Plain)
 _envelope = msgspec.json.Decoder(Envelope)
 _loose = msgspec.json.Decoder(_Loose)
 
@@ -83,26 +102,33 @@ _loose = msgspec.json.Decoder(_Loose)
 def judge(path: str, answer: HTTPResponse) -> tuple[str | None, Usage | None]:
     """Give finish reason and usage of a whole answer under a good status, or raise what it really is."""
     body = answer.body
+    if path == CHAT:
+        try:
+            plain = _plain.decode(body)
+        except _NOT_JSON:
+            pass
+        else:
+            _check_text(answer, b'"choices"')
+            return plain.choices[0].finish_reason, _counted(plain.usage)
     try:
         found = _envelope.decode(body)
     except msgspec.ValidationError:
         found = _read_loosely(answer)
     except _NOT_JSON:
         raise nonsense(answer, "is not JSON" if body.strip() else "is empty") from None
-    if not body.isascii():
-        _check_utf8(answer)
-    carrier = _CARRIER.get(path)
-    if carrier is not None:
-        check_once(answer, carrier)
+    _check_text(answer, _CARRIER.get(path))
     if found.error is not _NULL and bytes(found.error).strip() not in NO_ERROR:
         raise error_inside(body, answer)
     if path in (CHAT, COMPLETIONS):
         reason = _choices_reason(path, found.choices, answer)
     else:
         reason = _other_reason(path, found, answer)
-    usage = found.usage
-    # All zero is how some servers say that they did not count.
-    return reason, usage if usage is not None and usage.total_tokens else None
+    return reason, _counted(found.usage)
+
+
+def _counted(usage: Usage | None) -> Usage | None:
+    """All zero is how some servers say that they did not count."""
+    return usage if usage is not None and usage.total_tokens else None
 
 
 def check_vectors(request: Request, answer: HTTPResponse) -> None:
@@ -117,10 +143,18 @@ def check_vectors(request: Request, answer: HTTPResponse) -> None:
 
 def request_id_of(answer: HTTPResponse) -> str | None:
     """Give the id under which the provider knows this answer."""
+    headers: object = answer.headers
+    if type(headers) is HeaderLines:
+        line = headers.search(_REQUEST_ID)
+        if line is not None:
+            return line[1].strip(b" \t").decode("latin-1")
+    found = None
     for name, value in answer.headers:
-        if name in _REQUEST_IDS:
-            return value.decode("latin-1")
-    return None
+        if name == b"x-request-id":
+            return value.strip(b" \t").decode("latin-1")
+        if found is None and name in _REQUEST_IDS:
+            found = value.strip(b" \t").decode("latin-1")
+    return found
 
 
 def error_inside(body: bytes, answer: HTTPResponse) -> APIStatusError:
@@ -129,11 +163,16 @@ def error_inside(body: bytes, answer: HTTPResponse) -> APIStatusError:
     return classify(found.status_code() if found is not None else 500, answer.header, body)
 
 
-def _check_utf8(answer: HTTPResponse) -> None:
-    try:
-        answer.body.decode()  # the decoder looks only into the strings it was asked for
-    except UnicodeDecodeError:
-        raise nonsense(answer, "is not UTF-8") from None
+def _check_text(answer: HTTPResponse, carrier: bytes | None) -> None:
+    """Raise ProtocolError for what the decoder passes over: it looks only into what it was asked for."""
+    body = answer.body
+    if not body.isascii():
+        try:
+            body.decode()
+        except UnicodeDecodeError:
+            raise nonsense(answer, "is not UTF-8") from None
+    if carrier is not None and body.count(carrier) > 1:
+        check_once(answer, carrier)
 
 
 def _read_loosely(answer: HTTPResponse) -> Envelope:
@@ -179,7 +218,8 @@ def _choices_reason(path: str, choices: list[_Choice] | None, answer: HTTPRespon
     if not choices:
         raise nonsense(answer, "has no choices")
     first = choices[0]
-    if len(choices) == 1 and first.finish_reason == "stop" and first.message and type(first.message.content) is str:
+    message = first.message
+    if first.finish_reason == "stop" and message is not None and type(message.content) is str and len(choices) == 1:
         return "stop"  # nearly every answer
     said = False
     for choice in choices:

@@ -1,6 +1,8 @@
 """AnswerReader: bytes of one connection in, one answer at a time out, without I/O; llhttp does the parsing.
 
 Its bounds hold for every input: so many bytes of head, of decoded body, and of anything else in a row.
+
+What a PlainReader knows needs none of this.
 """
 
 from __future__ import annotations
@@ -25,19 +27,19 @@ class AnswerReader:
     """`feed` what was read, then look: `begun`, `status` (0 until the head is there), `chunks`, `complete`.
 
     `begun` means the final answer: one that interim (1xx) answers announce has yet to begin. `keep` says whether
-    the connection may be used for a next answer, after `reset`.
+    the connection may be used for a next answer, after `reset`. `fresh` is True as long as nothing was fed.
     """
 
     __slots__ = (
         "_codings", "_decoder", "_headers", "_max_body", "_max_head", "_name", "_not_body", "_parser",
-        "_reading", "_seen", "begun", "chunks", "complete", "head", "interim", "keep", "received", "status",
+        "_reading", "_seen", "begun", "chunks", "complete", "fresh", "head", "interim", "keep", "received", "status",
     )  # fmt: skip
 
     def __init__(self, name: str, max_head: int, max_body: int) -> None:
         self._name = name
         self._max_head = max_head
         self._max_body = max_body
-        self._parser: Any = httptools.HttpResponseParser(self)
+        self._parser: Any = None  # made once it is needed, which most connections never do
         self._headers: list[tuple[bytes, bytes]] = []
         self._reading = 0
         self.head: list[tuple[bytes, bytes]] = []
@@ -50,6 +52,7 @@ class AnswerReader:
         """Forget the answer; the parser stands at the beginning of the next one by itself."""
         if self._headers:
             self._headers = []  # trailers
+        self.fresh = True
         self.begun = self.complete = self.keep = False
         self.chunks: list[bytes] = []
         # Bytes of body off the wire: all, and at the read before; bytes since the last that were body.
@@ -66,6 +69,9 @@ class AnswerReader:
     def feed(self, data: bytes) -> None:
         """Raise ProtocolError at what is no answer. Bytes after an answer only forbid to `keep` the connection."""
         self._reading = len(data)
+        self.fresh = False
+        if self._parser is None:
+            self._parser = httptools.HttpResponseParser(self)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:

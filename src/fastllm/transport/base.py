@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
+from typing import Protocol
 
 from ..options import Timeout
 from ..types import HTTPRequest, HTTPResponse
@@ -29,6 +30,35 @@ class HTTPStream(ABC):
         return HTTPResponse(status=self.status, headers=self.headers)
 
 
+class Receiver(Protocol):
+    """Who hears how an exchange ended, once; an asyncio future is one, which was cancelled where it raises."""
+
+    def set_result(self, answer: HTTPResponse, /) -> None: ...
+    def set_exception(self, error: BaseException, /) -> None: ...
+
+
+class Exchange(Protocol):
+    """What was begun."""
+
+    def forsake(self, receiver: Receiver, /) -> None:
+        """Nobody waits for its answer any more: close its connection, unless it has ended."""
+        ...
+
+
+class Line(Protocol):
+    """Where requests of one URL with the same headers can be begun, as long as connections are idle."""
+
+    @property
+    def idle(self) -> Collection[object]:
+        """Connections over which `begin` can probably send."""
+        ...
+
+    def begin(self, body: bytes, timeout: Timeout, now: float, receiver: Receiver, /) -> Exchange | None:
+        """Send over an idle connection, without waiting for anything; `now` is monotonic. The receiver hears of the
+        answer, also of one that `send` would follow elsewhere. None where no connection is idle after all."""
+        ...
+
+
 class Transport(ABC):
     """Sends requests. Wrap one to sign, redact or record every attempt.
 
@@ -45,6 +75,11 @@ class Transport(ABC):
     @abstractmethod
     async def open(self, request: HTTPRequest, timeout: Timeout) -> HTTPStream:
         """Send and wait for the answer's head only."""
+
+    def line(self, request: HTTPRequest) -> Line | None:
+        """Give the line for requests that are like this one but for their body; None where only `send` will do. It is
+        the running loop's."""
+        return None
 
     async def aclose(self) -> None:
         """Close every connection. Idempotent."""

@@ -10,6 +10,7 @@ The rules that make it impossible to hand an answer to another request:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import time
 from typing import Any, Protocol
@@ -20,8 +21,10 @@ from ..errors import APIConnectionError, APITimeoutError, ProtocolError
 from ..options import Timeout
 from ..types import HTTPResponse
 from .answer import AnswerReader
+from .base import Receiver
+from .plain import PlainReader
 from .stream import HIGH_WATER, SIP, Body, Sink, Sips
-from .sweep import Sweeper, Waiting, unwatch
+from .sweep import NEVER, Sweeper
 
 SLICE = 256 * 1024  # larger requests are written piece by piece, as the peer takes them
 # A peer that vanished is noticed after about a minute, where the timeouts would let it hang for longer.
@@ -75,6 +78,7 @@ class Context(msgspec.Struct, frozen=True):
     max_header_bytes: int
     max_body_bytes: int
     outbox: Outbox
+    plain: PlainReader
     sip: memoryview = msgspec.field(default_factory=lambda: memoryview(bytearray(SIP)))
 
 
@@ -96,8 +100,8 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_context", "_read_paused", "_reader", "_sink", "_sips", "_streaming", "_timeout", "_unsent", "_waiter",
-        "_write_paused", "bucket", "busy", "closed", "due", "expires", "idle_since", "loop", "name", "owner",
-        "requests", "retires", "transport",
+        "_write_paused", "busy", "closed", "due", "expires", "idle_since", "loop", "name", "owner", "requests",
+        "retires", "transport",
     )  # fmt: skip
 
     def __init__(self, context: Context, name: str) -> None:
@@ -110,10 +114,9 @@ class Connection(asyncio.Protocol):
         self.busy = False
         self.requests = 0
         self.expires = self.idle_since = self.retires = 0.0  # the owner's, for idle connections
-        self.due = 0.0
-        self.bucket: set[Waiting] | None = None
+        self.due = NEVER
         self._reader = AnswerReader(name, context.max_header_bytes, context.max_body_bytes)
-        self._waiter: asyncio.Future[Any] | None = None
+        self._waiter: Any = None  # a Receiver; of a stream a future, which has its Body or (None) its end
         self._sink: Sink | None = None
         self._streaming = False
         self._timeout = _UNSET
@@ -122,9 +125,12 @@ class Connection(asyncio.Protocol):
 
     # The exchange
 
-    def start(self, data: bytes, timeout: Timeout, now: float, *, stream: bool = False) -> asyncio.Future[Any]:
-        """Write a request; the future gives its answer. The caller makes sure that the connection is free."""
-        self._waiter = waiter = self.loop.create_future()
+    def start(
+        self, data: bytes, timeout: Timeout, now: float, *, stream: bool = False, receiver: Receiver | None = None
+    ) -> Any:
+        """Write a request; the future that is given back has its answer, unless there is a receiver to hear of it. The
+        caller makes sure that the connection is free."""
+        self._waiter = waiter = self.loop.create_future() if receiver is None else receiver
         self.busy = True
         self.requests += 1
         self._streaming = stream
@@ -147,11 +153,11 @@ class Connection(asyncio.Protocol):
         self.transport.set_protocol(Sips(self, self._context.sip))
         self.transport.resume_reading()
 
-    def forsake(self, waiter: asyncio.Future[Any]) -> None:
+    def forsake(self, waiter: Any) -> None:
         """Whoever awaited the future of `start` was cancelled: close, unless the exchange had ended before."""
         if self._waiter is waiter:
             self.abort()
-        elif waiter.done() and not waiter.cancelled() and waiter.exception() is None and self._streaming:
+        elif self._streaming and waiter.done() and not waiter.cancelled() and waiter.exception() is None:
             waiter.result().close()
 
     def fail(self, error: APIConnectionError) -> None:
@@ -161,13 +167,14 @@ class Connection(asyncio.Protocol):
             self._pour(sink)
             sink.error = error
             sink.wake()
-        elif waiter is not None and not waiter.done():
-            waiter.set_exception(error)
+        elif waiter is not None:
+            with contextlib.suppress(asyncio.InvalidStateError):
+                waiter.set_exception(error)
         self.abort()
 
     def abort(self) -> None:
         """Close now, whatever is under way."""
-        unwatch(self)
+        self.due = NEVER
         self._waiter = self._sink = self._unsent = None
         self.busy = False
         self.closed = True
@@ -197,13 +204,7 @@ class Connection(asyncio.Protocol):
 
     def _finish(self) -> None:
         """The answer is whole and nothing follows it so far."""
-        bucket = self.bucket
-        if bucket is not None:
-            bucket.discard(self)
-            self.bucket = None
-        waiter, sink = self._waiter, self._sink
-        self._waiter = self._sink = None
-        reader = self._reader
+        reader, sink = self._reader, self._sink
         answer = None
         if sink is not None:
             self._pour(sink)
@@ -213,22 +214,33 @@ class Connection(asyncio.Protocol):
             chunks = reader.chunks
             body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
             answer = HTTPResponse(status=reader.status, headers=reader.head, body=body)
-        reusable = reader.keep and not self._unsent and not self.closed
+        keep = reader.keep
         reader.reset()
+        self._hand_over(answer, keep)
+
+    def _hand_over(self, answer: HTTPResponse | None, keep: bool) -> None:
+        """Tell whoever waits, and be free for the next."""
+        waiter = self._waiter
+        self._waiter = self._sink = None
+        self.due = NEVER
         self.busy = False
-        if waiter is not None and not waiter.done():
-            waiter.set_result(answer)
-        if reusable and self.owner is not None:
-            if self._read_paused:
-                self._resume()
-            self.owner.release(self)
-        else:
+        if waiter is not None:
+            try:
+                waiter.set_result(answer)
+            except asyncio.InvalidStateError:  # it was cancelled, and `forsake` is on its way
+                pass
+        if not keep or self._unsent or self.closed or self.owner is None:
             self.abort()
+            return
+        if self._read_paused:
+            self._resume()
+        self.owner.release(self)
 
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
+        self._context.sweeper.entries.add(self)
         sock = transport.get_extra_info("socket")
         for level, option, value in _SOCKET_OPTIONS:
             try:
@@ -241,6 +253,11 @@ class Connection(asyncio.Protocol):
             self.abort()
             return
         reader = self._reader
+        if reader.fresh and not self._streaming:
+            answer = self._context.plain.answer(data)
+            if answer is not None:
+                self._hand_over(answer, True)
+                return
         try:
             reader.feed(data)
         except ProtocolError as error:
@@ -270,6 +287,7 @@ class Connection(asyncio.Protocol):
         self.closed = True
         if self.busy:
             self._cut_off(exc)
+        self._context.sweeper.entries.discard(self)
         self._reader.close()
         if self.owner is not None:
             self.owner.lost(self)
@@ -284,16 +302,11 @@ class Connection(asyncio.Protocol):
             self._pump()
 
     def _extend(self, seconds: float | None) -> None:
-        """Move the time of expiry; an entry that already lies in an earlier bucket is moved when that one is due."""
+        """Move the time of expiry."""
         if seconds is None:
-            unwatch(self)
-            return
-        now = time.monotonic()
-        if self.bucket is None or now + seconds < self.due:
-            unwatch(self)
-            self._context.sweeper.watch(self, now, seconds)
+            self.due = NEVER
         else:
-            self.due = now + seconds
+            self._context.sweeper.watch(self, time.monotonic(), seconds)
 
     def _cut_off(self, cause: Exception | None) -> None:
         code = "eof" if cause is None else "connection_reset"
@@ -318,7 +331,7 @@ class Connection(asyncio.Protocol):
     def _hand_over_head(self) -> None:
         waiter = self._waiter
         if waiter is not None and not waiter.done():  # else it was cancelled, and `forsake` is on its way
-            unwatch(self)
+            self.due = NEVER
             self._waiter = None
             self._sink = Sink()
             waiter.set_result(Body(self._reader.status, self._reader.head, self, self._sink))
@@ -329,7 +342,7 @@ class Connection(asyncio.Protocol):
         if chunks:
             sink.put(chunks)
             chunks.clear()
-            unwatch(self)
+            self.due = NEVER
             sink.wake()
             if sink.size > HIGH_WATER and not self._read_paused and not self.closed:
                 self._read_paused = True

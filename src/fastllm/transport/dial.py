@@ -19,7 +19,7 @@ from ..errors import APIConnectionError, APITimeoutError
 from ..options import Timeout
 from .connection import Connection, Context
 from .proxy import Proxy
-from .sweep import Waiting, unwatch
+from .sweep import NEVER
 from .tls import TLSConnection, default_ssl_context
 
 Address = tuple[str, int]
@@ -84,8 +84,10 @@ class Dialer:
         """Connect in a task of its own, so that the sweeper can end it."""
         attempt = _Try(self._context.loop.create_task(self._connect(origin, session)))
         self._tries.add(attempt)
+        sweeper = self._context.sweeper
         if seconds is not None:
-            self._context.sweeper.watch(attempt, time.monotonic(), seconds)
+            sweeper.entries.add(attempt)
+            sweeper.watch(attempt, time.monotonic(), seconds)
         try:
             return await attempt.task
         except asyncio.CancelledError:
@@ -99,7 +101,7 @@ class Dialer:
                 raise APITimeoutError(text, code="timeout_connect", sent=False) from None
             raise closed_error() from None
         finally:
-            unwatch(attempt)
+            sweeper.entries.discard(attempt)
             self._tries.discard(attempt)
 
     async def _connect(self, origin: Origin, session: ssl.SSLSession | None) -> Connection:
@@ -179,11 +181,11 @@ class _Try:
 
     def __init__(self, task: asyncio.Task[Connection]) -> None:
         self.task = task
-        self.due = 0.0
-        self.bucket: set[Waiting] | None = None
+        self.due = NEVER
         self.expired = False
 
     def expire(self) -> None:
+        self.due = NEVER
         self.expired = True
         self.task.cancel()
 

@@ -17,16 +17,18 @@ import re
 import ssl
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from ..errors import InvalidRequestError
 from ..options import Timeout
 from ..types import Headers, HTTPRequest, HTTPResponse
-from .base import HTTPStream, Transport
+from .base import HTTPStream, Receiver, Transport
 from .connection import Connection, Context, Outbox
 from .descriptors import connection_limit
 from .dial import Dialer, Origin, closed_error, proxy_refused
+from .plain import PlainReader
 from .pool import Pool
 from .proxy import Proxies
 from .stream import Body
@@ -97,6 +99,13 @@ class HTTPTransport(Transport):
             return answer
         return await self._weigh(route, request, timeout, answer)
 
+    def line(self, request: HTTPRequest) -> _Line | None:
+        if type(self).send is not HTTPTransport.send or request.method != "POST":
+            return None  # whoever sends in its own way sees every request
+        self._check_loop()
+        route = self._route(request.url)
+        return _Line(self, route.pool, route.head(request))
+
     async def open(self, request: HTTPRequest, timeout: Timeout) -> HTTPStream:
         for _ in range(self._max_redirects):
             route, body = await self._open(request, timeout)
@@ -135,7 +144,7 @@ class HTTPTransport(Transport):
         return answer
 
     def _redirected(
-        self, route: _Route, request: HTTPRequest, status: int, headers: list[tuple[bytes, bytes]]
+        self, route: _Route, request: HTTPRequest, status: int, headers: Sequence[tuple[bytes, bytes]]
     ) -> HTTPRequest | None:
         """Where the answer sends us to, if we go there: never to another origin, never with another method."""
         proxy = route.pool.origin.proxy
@@ -157,21 +166,20 @@ class HTTPTransport(Transport):
 
     def _prepare(self, request: HTTPRequest) -> tuple[_Route, bytes]:
         """Give the pool to send through and the bytes to send."""
-        loop = self._loop
-        # The same question as `get_running_loop() is loop`, which costs 400 ns in Python 3.11.
-        if loop is None or self._closed or not loop.is_running() or threading.get_ident() != self._thread:
-            self._bind()
+        self._check_loop()
         self.requests += 1
-        route = self._routes.get(request.url)
-        if route is None:
-            route = self._add_route(request.url)
-        head = route.heads.get((request.method, request.headers.encoded))
-        if head is None:
-            head = route.add_head(request.method, request.headers)
+        route = self._route(request.url)
+        head = route.head(request)
         body = request.body
         if not body and request.method != "POST":
             return route, head + b"\r\n"
         return route, b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
+
+    def _check_loop(self) -> None:
+        loop = self._loop
+        # The same question as `get_running_loop() is loop`, which costs 400 ns in Python 3.11.
+        if loop is None or self._closed or not loop.is_running() or threading.get_ident() != self._thread:
+            self._bind()
 
     def _bind(self) -> None:
         """Take the running loop as ours; a loop that was closed took its connections with it."""
@@ -186,8 +194,12 @@ class HTTPTransport(Transport):
         self._pools.clear()
         self._sweeper = Sweeper(running)
         bounds = self._max_header_bytes, self._max_body_bytes
-        context = Context(running, self._sweeper, *bounds, Outbox(running))
+        context = Context(running, self._sweeper, *bounds, Outbox(running), PlainReader(*bounds))
         self._dialer = Dialer(context, self._trust)
+
+    def _route(self, url: str) -> _Route:
+        route = self._routes.get(url)
+        return self._add_route(url) if route is None else route
 
     def _add_route(self, url: str) -> _Route:
         origin, target = self._origin(url)
@@ -252,6 +264,11 @@ class _Route:
         self._target = target
         self.heads: dict[tuple[str, bytes], bytes] = {}
 
+    def head(self, request: HTTPRequest) -> bytes:
+        """Give all of the head but the body's length."""
+        head = self.heads.get((request.method, request.headers.encoded))
+        return self.add_head(request.method, request.headers) if head is None else head
+
     def add_head(self, method: str, headers: Headers) -> bytes:
         """Write all of the head but the body's length, for every request to come with the same headers."""
         if not _METHOD.fullmatch(method) or method in ("HEAD", "CONNECT"):
@@ -273,6 +290,26 @@ class _Route:
             self.heads.clear()
         self.heads[method, headers.encoded] = head
         return head
+
+
+class _Line:
+    """A pool, and the head of all that is to be sent through it."""
+
+    __slots__ = ("_head", "_pool", "_transport", "idle")
+
+    def __init__(self, transport: HTTPTransport, pool: Pool, head: bytes) -> None:
+        self._transport = transport
+        self._pool = pool
+        self._head = head
+        self.idle = pool.idle
+
+    def begin(self, body: bytes, timeout: Timeout, now: float, receiver: Receiver) -> Connection | None:
+        connection = self._pool.pop(now)
+        if connection is not None:
+            self._transport.requests += 1
+            data = b"%bcontent-length: %d\r\n\r\n%b" % (self._head, len(body), body)
+            connection.start(data, timeout, now, receiver=receiver)
+        return connection
 
 
 def _authority(origin: Origin) -> str:

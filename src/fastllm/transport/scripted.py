@@ -45,7 +45,7 @@ class ScriptedTransport(Transport):
 class _ScriptedStream(HTTPStream):
     def __init__(self, answer: HTTPResponse) -> None:
         self.status = answer.status
-        self.headers = answer.headers
+        self.headers = list(answer.headers)
         self._pieces = answer.body.splitlines(keepends=True)
         self.closed = False
 

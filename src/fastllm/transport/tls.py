@@ -11,7 +11,7 @@ import time
 
 from ..errors import APIConnectionError, APITimeoutError
 from .connection import Connection, Context
-from .sweep import unwatch
+from .sweep import NEVER
 
 RECORD = 16 * 1024  # the most that one read can give (RFC 8446, 5.1)
 
@@ -77,7 +77,7 @@ class TLSConnection(Connection):
         if error is not None:
             self.closed = True
             self.transport.close()
-        unwatch(self)
+        self.due = NEVER
         if ready is not None and not ready.done():
             if error is None:
                 ready.set_result(None)
