@@ -13,7 +13,7 @@ from fastllm import errors as e
 from fastllm.cache.memory import InMemoryCache
 from fastllm.engine.engine import Engine
 from fastllm.engine.events import AttemptFailed, RequestDone
-from fastllm.engine.limiter import _Waiter
+from fastllm.engine.permit import Waiter
 from fastllm.jobs.outcomes import outcomes
 from fastllm.options import Limits, Retry, Timeout
 from fastllm.policy.budget import Budget
@@ -345,7 +345,7 @@ def test_nobody_is_hedged_while_the_endpoint_is_in_trouble_or_busy(state: str) -
             limiter.in_flight += 100_000
         elif state == "queue":
             future = asyncio.get_running_loop().create_future()
-            limiter._queues[1].append(_Waiter(future, Estimate(1.0, 1.0, 1.0), 600.0, None))
+            limiter._queues[1].append(Waiter(future, Estimate(1.0, 1.0, 1.0), 600.0, None))
         else:
             limiter.learner._blocked_since, limiter.learner._probe_at = now(), 0.0
         assert (await task).attempts == 1

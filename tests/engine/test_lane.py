@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +13,8 @@ from fastllm import AsyncFastLLM, Limits, Outcome, Retry, Timeout
 from fastllm.engine.events import RequestDone
 from fastllm.engine.lane import Lane
 from fastllm.errors import AuthenticationError, BadRequestError, DeadlineExceededError
+from fastllm.jobs.outcomes import outcomes
+from fastllm.rows import rows_of
 from fastllm.transport.http import HTTPTransport
 from fastllm.types import HTTPRequest, HTTPResponse
 from transport.kit import Hostile, Peer, answer
@@ -71,9 +73,14 @@ def client(server: Hostile, **options: Any) -> AsyncFastLLM:
     return AsyncFastLLM(base_url=server.url, api_key="k", limits=limits, **options)
 
 
-async def run(made: AsyncFastLLM, count: int, **options: Any) -> dict[int, Outcome]:
+async def run(made: AsyncFastLLM, count: int) -> dict[int, Outcome]:
     async with made:
-        return {outcome.index: outcome async for outcome in made.stream(bodies(count), **options)}
+        return {outcome.index: outcome async for outcome in made.stream(bodies(count))}
+
+
+def crowd(made: AsyncFastLLM, rows: Iterator[dict[str, Any]], concurrency: int = 40) -> AsyncGenerator[Outcome, None]:
+    """More rows in work than the endpoint has slots."""
+    return outcomes(lambda: made._many, rows_of(rows, ""), concurrency=concurrency)
 
 
 async def test_plain_rows_take_the_lane_and_each_is_asked_once(laned: list[int]) -> None:
@@ -260,3 +267,86 @@ async def test_limits_hold_on_it(laned: list[int]) -> None:
                     pass
         await stream.aclose()
     assert 25 <= sum(asked.times.values()) <= 30 and laned
+
+
+# More rows than slots
+
+
+async def test_rows_that_wait_for_slots_take_it_too(laned: list[int]) -> None:
+    asked = Asked()
+    async with Hostile(asked) as server:
+        made = client(server)
+        waiting = []
+        async with made:
+            async for outcome in crowd(made, bodies(200)):
+                assert outcome.ok
+                waiting.append(made.stats.waiting)
+            counts = made.stats
+    assert len(laned) > 120 and min(waiting[60:150]) <= 1
+    assert asked.times == dict.fromkeys(range(200), 1)
+    assert server.most_open <= 4 and (counts.ok, counts.in_flight, counts.waiting) == (200, 0, 0)
+
+
+async def test_slots_are_found_while_rows_wait_in_it(laned: list[int]) -> None:
+    async with Hostile(Asked()) as server:
+        made = client(server, limits=Limits(concurrency=64))
+        found = await run(made, 1500)
+    assert len(found) == 1500 and len(laned) > 600
+    assert made.stats.most_in_flight == 64 == server.most_open
+
+
+async def test_two_runs_share_the_slots_fairly(laned: list[int]) -> None:
+    async with Hostile(Asked()) as server, client(server) as made:
+        done: list[int] = []
+
+        async def one(which: int) -> None:
+            async for outcome in crowd(made, bodies(150)):
+                assert outcome.ok
+                done.append(which)
+
+        await asyncio.gather(one(0), one(1))
+    assert 55 < sum(done[:150]) < 95 and len(done) == 300
+    assert made.stats.waiting == 0
+
+
+async def test_a_run_that_is_closed_while_a_row_waits_leaves_nothing(laned: list[int]) -> None:
+    asked = Asked()
+    async with Hostile(asked) as server, client(server) as made:
+        stream = crowd(made, bodies(200))
+        for _ in range(100):
+            await anext(stream)
+        await stream.aclose()
+        assert (made.stats.waiting, made.stats.in_flight) == (0, 0)
+        before = dict(asked.times)
+        again = [outcome async for outcome in made.stream(bodies(20))]
+    assert all(outcome.ok for outcome in again) and sum(before.values()) <= 104
+
+
+async def test_a_key_that_is_refused_ends_what_waits_too(laned: list[int]) -> None:
+    async def say(peer: Peer, row: int, time: int) -> None:
+        await peer.say(answer(b"{}", status="401 No") if row >= 120 else answer(GOOD))
+
+    asked = Asked(say)
+    async with Hostile(asked) as server, client(server) as made:
+        found = {outcome.index: outcome async for outcome in crowd(made, bodies(200))}
+    assert sum(outcome.ok for outcome in found.values()) == 120 and len(found) == 200
+    assert len(asked.times) <= 124 and made.stats.waiting == 0 and laned
+
+
+async def test_rows_of_another_model_do_not_wait_for_the_slots_of_this_one(laned: list[int]) -> None:
+    async def say(peer: Peer, row: int, time: int) -> None:
+        if b'"slow"' in peer.requests[-1]:
+            await asyncio.sleep(0.3)
+        await peer.say(answer(GOOD))
+
+    def mixed() -> Iterator[dict[str, Any]]:
+        for row, body in enumerate(bodies(60)):
+            yield {**body, "model": "slow" if row % 6 == 1 else "quick"}
+
+    order = []
+    async with Hostile(Asked(say)) as server, client(server, limits=Limits(concurrency=2, adaptive=False)) as made:
+        async for outcome in crowd(made, mixed()):
+            assert outcome.ok
+            order.append(outcome.index)
+    assert len(order) == 60
+    assert sum(row % 6 == 1 for row in order[:20]) <= 2  # the quick ones passed them

@@ -18,13 +18,16 @@ import msgspec
 from msgspec import UNSET
 
 from ..errors import FastLLMError, LLMError
+from ..policy.tokens import Estimate
 from ..transport.base import Exchange, Line
 from ..types import EMBEDDINGS, Headers, HTTPRequest, HTTPResponse, Outcome, Request, Response, Row
 from . import codec
 from .call import Call, too_late
 from .endpoint import Endpoint
 from .engine import Engine
-from .permit import Permit
+from .limiter import Limiter
+from .parking import patience
+from .permit import Permit, Waiter
 
 SPAN = 0.5  # seconds at least between two looks for what has taken too long
 _PROXY = 407
@@ -80,6 +83,29 @@ class Sent(msgspec.Struct, eq=False):
         return self.answer is not None or self.error is not None
 
 
+class Held(msgspec.Struct, eq=False):
+    """The row that stands in the limiter's queue for all that follow it. To the limiter it is a waiter's future."""
+
+    lane: Lane
+    turn: int
+    row: Row
+    endpoint: Endpoint
+    waiter: Waiter | None = None
+    permit: Permit | None = None
+    over: bool = False  # it waits no more
+
+    def set_result(self, permit: Permit) -> None:
+        self.permit, self.over = permit, True
+        self.lane.wake()
+
+    def set_exception(self, error: Exception) -> None:
+        self.over = True
+        self.lane.wake()
+
+    def done(self) -> bool:
+        return self.over
+
+
 def lane_for(engine: object, crew: Crew) -> Lane | None:
     """Give the lane for a run on this engine; None where more than an attempt is asked for, or it is another thing."""
     if not isinstance(engine, Engine):
@@ -107,12 +133,12 @@ async def resume(engine: Engine, request: Request, sent: float, error: LLMError)
 
 
 class Lane:
-    """The lane of one run. `out` is what is on its way, `arrived` what of it has come back and is to be looked at;
-    `cancel` the lane when the run ends."""
+    """The lane of one run. `out` is what is on its way, `arrived` what of it has come back and is to be looked at,
+    `held` the row that waits for a slot: while there is one, pull no other. `cancel` the lane when the run ends."""
 
     __slots__ = (
-        "_crew", "_endpoint", "_engine", "_free", "_headers", "_line", "_loop", "_open", "_packs",
-        "_timer", "_total", "_url", "arrived", "out",
+        "_crew", "_endpoint", "_engine", "_free", "_headers", "_line", "_loop", "_mixed", "_open", "_packs", "_pressed",
+        "_sole", "_tasks", "_timer", "_total", "_url", "arrived", "held", "out",
     )  # fmt: skip
 
     def __init__(self, engine: Engine, crew: Crew) -> None:
@@ -125,6 +151,11 @@ class Lane:
         self.arrived: list[Sent] = []
         self._timer: asyncio.TimerHandle | None = None
         self.out: set[Sent] = set()
+        self.held: Held | None = None
+        self._sole: Endpoint | None = None  # whose rows have come so far
+        self._mixed = False  # there are rows of others, too, which are not to wait for this one's slots
+        self._pressed: Limiter | None = None  # which was told that there are more rows than slots
+        self._tasks = 0
         # Of the row before, so that one like it is not looked at again:
         self._endpoint: Endpoint | None = None
         self._free = 0  # rows that its limiter lets in without more ado
@@ -132,16 +163,19 @@ class Lane:
         self._headers: Headers | None = None
         self._line: Line | None = None
 
-    def anew(self) -> None:
-        """Begin to launch rows: something may have happened since the last one."""
+    def anew(self, tasks: int) -> None:
+        """Begin to launch rows: something may have happened since the last one. So many of the run's are in tasks."""
         self._endpoint = None
+        self._tasks = tasks
 
     def launch(self, turn: int, row: Row) -> bool:
-        """Send a row's request, or leave it to a task: whatever is wrong with it is found again there."""
+        """Send a row's request or hold it; or leave it to a task: whatever is wrong with it is found again there."""
         request, engine = row.request, self._engine
         if request is None or request.schema is not None or request.timeout is not UNSET or not self._open:
             return False
         endpoint = engine.router.known.get(request.model)
+        if endpoint is not self._sole:
+            self._mixed, self._sole = self._mixed or self._sole is not None, endpoint
         if endpoint is None or endpoint.purse is not None or (self._packs and request.path == EMBEDDINGS):
             return False
         try:
@@ -149,9 +183,10 @@ class Lane:
             line = self._line
             if http.url != self._url or http.headers is not self._headers or line is None:
                 line = self._line_of(http)
-            if line is None or not line.idle:
-                return False
             limiter, now = endpoint.limiter, engine.clock.now()
+            if line is None or not line.idle:
+                full = limiter.in_flight >= limiter.concurrency
+                return full and self._hold(turn, row, endpoint, endpoint.estimator.estimate(request))
             if endpoint is not self._endpoint:
                 self._endpoint, self._free = endpoint, limiter.free(now)
             need = endpoint.estimator.estimate(request)
@@ -162,7 +197,9 @@ class Lane:
                 permit = limiter.try_acquire(need, request.priority)
         except FastLLMError:
             return False
-        return permit is not None and self._begin(Sent(self, turn, row, endpoint, permit), line, http, now)
+        if permit is None:
+            return self._hold(turn, row, endpoint, need)
+        return self._begin(Sent(self, turn, row, endpoint, permit), line, http, now)
 
     def _line_of(self, http: HTTPRequest) -> Line | None:
         self._line = line = self._engine.transport.line(http)
@@ -185,6 +222,61 @@ class Lane:
             self._timer = self._engine.clock.call_later(self._total, self._sweep)
         return True
 
+    # Waiting for a slot
+
+    def _hold(self, turn: int, row: Row, endpoint: Endpoint, need: Estimate) -> bool:
+        """Let the row wait in the limiter's queue and the others unpulled, instead of each in a task. Not where more
+        than a slot is missing, or somebody else waits: a run is to have as many places in the queue as it has rows."""
+        request, limiter, engine = row.request, endpoint.limiter, self._engine
+        assert request is not None
+        alone = limiter.waiting <= self._tasks and not self._mixed
+        if not (request.priority and alone and limiter.lacks_slots(need)):
+            return False
+        self.held = held = Held(self, turn, row, endpoint)
+        self._pressed = limiter
+        limiter.pressed = True
+        engine.stats.waiting += 1
+        held.waiter = limiter.queue(
+            held, need, 1, patience=patience(engine.retry, batch=True),
+            estimate=lambda: endpoint.estimator.estimate(request),
+        )  # fmt: skip
+        return True
+
+    def _let_in(self, held: Held) -> None:
+        """It has its permit, or there will be none."""
+        self.held = None
+        self._engine.stats.waiting -= 1
+        permit, request = held.permit, held.row.request
+        assert request is not None
+        if permit is not None:
+            http = codec.encoded(held.endpoint, request)[1]
+            line = self._line_of(http)
+            if self._open and line is not None and line.idle:
+                if self._begin(Sent(self, held.turn, held.row, held.endpoint, permit), line, http, permit.sent):
+                    return
+            else:
+                permit.cancel()
+        self._crew.missed(held.turn, held.row, None, None)
+
+    def drop(self) -> None:
+        """Give up the row that waits."""
+        held, self.held = self.held, None
+        if held is None:
+            return
+        self._engine.stats.waiting -= 1
+        if held.permit is not None:
+            held.permit.cancel()
+        elif not held.over and held.waiter is not None:
+            held.over = True
+            held.endpoint.limiter.forget(held.waiter, 1)
+
+    def _ease(self) -> None:
+        """Slots are not what the run waits for, or it is over."""
+        if self._pressed is not None:
+            self._pressed.pressed, self._pressed = False, None
+
+    # What comes back
+
     def wake(self) -> None:
         """Look at what has arrived, once everything has that this turn of the loop brings."""
         self._loop.call_soon(self._turn)
@@ -195,7 +287,11 @@ class Lane:
         try:
             for sent in arrived:
                 end(sent, now)
+            if self.held is not None and self.held.over:
+                self._let_in(self.held)
             self._crew.refill()
+            if self.held is None:
+                self._ease()
         except BaseException as error:
             self._crew.broke(error)
 
@@ -269,8 +365,11 @@ class Lane:
             self._timer.cancel()
             self._timer = None
         self.arrived.clear()
+        self.drop()
+        self._ease()
         for sent in list(self.out):
             self._give_up(sent)
 
     def __repr__(self) -> str:
-        return f"<Lane {'open' if self._open else 'closed'}, {len(self.out)} on their way>"
+        held = "one held" if self.held is not None else "none held"
+        return f"<Lane {'open' if self._open else 'closed'}, {len(self.out)} on their way, {held}>"

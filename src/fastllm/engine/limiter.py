@@ -30,7 +30,7 @@ from ..policy.ledger import INF, REQUESTS, TOKENS
 from ..policy.tokens import Estimate
 from ..policy.window import WINDOW
 from .meters import Part, Slots, meters_of
-from .permit import Permit
+from .permit import Hopes, Permit, Waiter
 
 SHARE = 8
 SPARED = "spared"  # what holds batch requests back while others talk
@@ -51,24 +51,6 @@ class ParkedError(Exception):
     """The provider wants nobody back for longer than this request may wait."""
 
 
-class _Waiter:
-    __slots__ = ("_estimate", "future", "need", "patience")
-
-    def __init__(
-        self, future: asyncio.Future[Permit], need: Estimate, patience: float, estimate: Callable[[], Estimate] | None
-    ) -> None:
-        self.future = future
-        self.need = need
-        self.patience = patience
-        self._estimate = estimate
-
-    def look(self) -> Estimate:
-        """Give what it needs, as far as is known by now."""
-        if self._estimate is not None:
-            self.need = self._estimate()
-        return self.need
-
-
 class Limiter:
     """Admission for one endpoint and model. Tokens are estimates of prompt plus answer. With `shared`, other processes
     have the same limits, and nothing goes out that its `parts` do not allow."""
@@ -77,7 +59,7 @@ class Limiter:
         "_clock", "_condemned", "_count", "_first", "_grants", "_held", "_held_since", "_hurried", "_largest",
         "_limits", "_more", "_next_at", "_on_trial", "_parked", "_proven", "_queues", "_slots", "_spared",
         "_spared_at", "_talked_at", "_talking", "_timer", "_turn_since", "_uneasy", "_until", "breaker",
-        "in_flight", "learner", "news_at", "parked_why", "parts", "wanting",
+        "in_flight", "learner", "news_at", "parked_why", "parts", "pressed", "wanting",
     )  # fmt: skip
 
     def __init__(self, limits: Limits, clock: Clock, *, ceiling: int = _CEILING, shared: bool = False) -> None:
@@ -92,8 +74,9 @@ class Limiter:
         self._more = meters_of(limits, shared=shared)
         self.parts = tuple(meter for meter in self._more if isinstance(meter, Part))
         self._slots = next((part for part in self.parts if isinstance(part, Slots)), None)
+        self.pressed = False  # whoever is let in has waited for a slot, though not in the queue: a lane has more rows
         self.wanting: Callable[[], None] | None = None  # called when the next request waits for a larger part
-        self._queues: tuple[deque[_Waiter], deque[_Waiter]] = (deque(), deque())
+        self._queues: tuple[deque[Waiter], deque[Waiter]] = (deque(), deque())
         self._grants = self._count = 0
         self._talking = 0  # interactive attempts in flight
         self._spared = 0  # slots that are kept for them, as seen at `_spared_at`
@@ -160,19 +143,32 @@ class Limiter:
         permit = self.try_acquire(need, priority)
         if permit is not None:
             return permit
-        waiter = _Waiter(asyncio.get_running_loop().create_future(), need, patience, estimate)
+        future: asyncio.Future[Permit] = asyncio.get_running_loop().create_future()
+        waiter = self.queue(future, need, priority, patience=patience, estimate=estimate)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                future.result().cancel()
+            else:
+                self.forget(waiter, priority)
+            raise
+
+    def queue(
+        self, hopes: Hopes, need: Estimate, priority: int, *, patience: float, estimate: Callable[[], Estimate] | None
+    ) -> Waiter:
+        """Stand in the queue, for what `try_acquire` has not given; see `acquire`."""
+        waiter = Waiter(hopes, need, patience, estimate)
         self._hurried = min(self._hurried, patience)
         self._queues[1 if priority else 0].append(waiter)
         if self.waiting == 1 or (not priority and len(self._queues[0]) == 1):
             self._admit()  # it is a head; whoever stands behind another changes nothing
-        try:
-            return await waiter.future
-        except asyncio.CancelledError:
-            if waiter.future.done() and not waiter.future.cancelled() and waiter.future.exception() is None:
-                waiter.future.result().cancel()
-            else:
-                self._forget(waiter, priority)
-            raise
+        return waiter
+
+    def lacks_slots(self, need: Estimate) -> bool:
+        """Tell whether no more than slots holds the next batch request back, and no other process shares them."""
+        held = self._held if self.waiting else self._held_by(self._clock.now(), need, 1)
+        return held in (SLOTS, SPARED) and not self.parts
 
     def try_acquire(self, need: Estimate, priority: int = 0) -> Permit | None:
         """Give a permit if nobody waits and everything fits now. Raises StoppedError where the key was refused."""
@@ -186,7 +182,7 @@ class Limiter:
         held = self._held_by(now, need, priority)
         if held:
             return None
-        self._held = FREE
+        self._held = SLOTS if self.pressed else FREE
         return self._grant(now, need, priority)
 
     def free(self, now: float) -> int:
@@ -218,8 +214,8 @@ class Limiter:
         self._count += 1
         request, token = requests.add(now, 1.0, False), tokens.add(now, amount, False)
         permit = Permit(
-            amount, FREE, now, in_flight, request, token, requests.window.used, tokens.window.used, learner.count,
-            need.prompt, self,
+            amount, SLOTS if self.pressed else FREE, now, in_flight, request, token, requests.window.used,
+            tokens.window.used, learner.count, need.prompt, self,
         )  # fmt: skip
         if learner.adaptive:
             learner.sent(now, permit)
@@ -435,7 +431,7 @@ class Limiter:
 
     # The queue
 
-    def _head(self) -> tuple[deque[_Waiter], int] | None:
+    def _head(self) -> tuple[deque[Waiter], int] | None:
         """Give the queue whose head is next, dropping heads that were cancelled."""
         for queue in self._queues:
             while queue and queue[0].future.done():
@@ -529,7 +525,7 @@ class Limiter:
                 learner.slots.double(now)
         self._admit()
 
-    def _forget(self, waiter: _Waiter, priority: int) -> None:
+    def forget(self, waiter: Waiter, priority: int) -> None:
         """A waiter went away: if it was the head, the next one may fit. Others are dropped when they come up."""
         queue = self._queues[1 if priority else 0]
         if queue and queue[0] is waiter:

@@ -1,11 +1,13 @@
-"""Permit: the right to make one attempt, and what was booked for it."""
+"""Permit: the right to make one attempt, and what was booked for it. Waiter: the place in a queue of who wants one."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from ..policy.budget import Reservation
 from ..policy.learner import Attempt
+from ..policy.tokens import Estimate
 from ..policy.window import Entry
 
 
@@ -63,3 +65,29 @@ class Permit(Attempt, eq=False):
                 limiter._slots.in_use -= 1
             if limiter._queues[0] or limiter._queues[1]:
                 limiter._admit()
+
+
+class Hopes(Protocol):
+    """What is told of a permit that it waited for, or why there will be none: a future, or what acts as one."""
+
+    def done(self) -> bool: ...
+    def set_result(self, permit: Permit, /) -> None: ...
+    def set_exception(self, error: Exception, /) -> None: ...
+
+
+class Waiter:
+    """A place in a limiter's queue."""
+
+    __slots__ = ("_estimate", "future", "need", "patience")
+
+    def __init__(self, future: Hopes, need: Estimate, patience: float, estimate: Callable[[], Estimate] | None) -> None:
+        self.future = future
+        self.need = need
+        self.patience = patience
+        self._estimate = estimate
+
+    def look(self) -> Estimate:
+        """Give what it needs, as far as is known by now."""
+        if self._estimate is not None:
+            self.need = self._estimate()
+        return self.need

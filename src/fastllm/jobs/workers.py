@@ -87,7 +87,8 @@ class Workers(Delivery):
 
     @property
     def _at_work(self) -> int:
-        return len(self._tasks) + (len(self._lane.out) if self._lane is not None else 0)
+        lane = self._lane
+        return len(self._tasks) + (len(lane.out) + (lane.held is not None) if lane is not None else 0)
 
     def _taken_one(self) -> None:
         if self._idle:
@@ -136,6 +137,10 @@ class Workers(Delivery):
             self._draining = True
             for task in self._tasks - self.out:
                 task.cancel()
+            if self._lane is not None:
+                self._lane.drop()
+            if self.finished:
+                self._call_consumer()
 
     def fed(self, rows: int) -> None:
         """An iterator that had nothing has so many rows more."""
@@ -202,8 +207,8 @@ class Workers(Delivery):
         self._refilling = self._starved = False
         lane, pull, most = self._lane, self._next, self.concurrency + self._room
         assert lane is not None and pull is not None
-        lane.anew()
-        while not self._ended and len(self._tasks) + len(lane.out) < most:
+        lane.anew(len(self._tasks))
+        while not self._ended and lane.held is None and len(self._tasks) + len(lane.out) < most:
             if self._is_full():
                 self._starved = True
                 return
@@ -279,8 +284,8 @@ class Workers(Delivery):
             await self._answer(turn, row, sent, missed)
         pull, lane = self._next, self._lane
         while not self._ended:
-            # The packs are gone that made room for this one, or its row has gone into the lane.
-            if len(self._tasks) + (len(lane.out) if lane is not None else 0) > self.concurrency + self._room:
+            # The packs are gone that made room for this one, or its row has gone into the lane, or is held there.
+            if self._at_work > self.concurrency + self._room or (lane is not None and lane.held is not None):
                 self._wake()
                 return
             if self._puller is not None or self._is_full():
@@ -313,7 +318,7 @@ class Workers(Delivery):
             if self._idle or self._at_work < self.concurrency + self._room:
                 self._more()
             if lane is not None:
-                lane.anew()
+                lane.anew(len(self._tasks))
                 if lane.launch(turn, row):
                     continue
             await self._answer(turn, row, None, None)

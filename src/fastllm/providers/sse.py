@@ -16,6 +16,7 @@ from ..errors import ProtocolError
 
 MOST_BYTES = 64 * 1024 * 1024
 _BOM = b"\xef\xbb\xbf"
+_LF, _CR = b"\n\r"  # a number is looked for without an exception inside `in`, as a text is first tried
 
 # Lines here stand behind a line end each, so that a field is found by its first letters.
 _DATA = re.compile(rb"\ndata(?:: ?([^\n]*)|(?![^\n]))")
@@ -49,7 +50,7 @@ class SSEDecoder:
         if self._swallow_lf and data:
             self._swallow_lf = False
             data = data[1:] if data[:1] == b"\n" else data
-        if b"\r" in data:
+        if _CR in data:
             self._swallow_lf = data.endswith(b"\r")
             data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         cut = data.rfind(b"\n") + 1
@@ -105,9 +106,9 @@ class SSEDecoder:
                     known[block] = self._event_of(b"\n" + block)
                 if (event := known[block]) is not None:
                     append(event)
-            elif b"\n" in block:
+            elif _LF in block:
                 name, _, data = block.partition(b"\ndata: ")
-                if name.startswith(b"event: ") and b"\n" not in name and b"\n" not in data:
+                if name.startswith(b"event: ") and _LF not in name and _LF not in data:
                     append((_text(name[7:]), data))
                 elif b"data" in block and (event := self._event_of(b"\n" + block)) is not None:
                     append(event)
