@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from fastllm import HTTPRequest, HTTPResponse, Timeout, Transport
 from fastllm.transport.base import HTTPStream, Receiver
 
 
 class InstantTransport(Transport):
-    """Gives everybody the same answer. It is a line of its own, with one connection that is always idle."""
+    """Gives everybody the same answer. It is a line of its own."""
 
     def __init__(self, body: bytes, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
         self._body = body
         self._headers = list(headers)
         self._waiting: list[Receiver] = []
-        self.idle: Collection[object] = ("connection",)
 
     async def send(self, request: HTTPRequest, timeout: Timeout) -> HTTPResponse:
         future: asyncio.Future[HTTPResponse] = asyncio.get_running_loop().create_future()

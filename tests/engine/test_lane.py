@@ -12,9 +12,16 @@ import pytest
 from fastllm import AsyncFastLLM, Limits, Outcome, Retry, Timeout
 from fastllm.engine.events import RequestDone
 from fastllm.engine.lane import Lane
-from fastllm.errors import AuthenticationError, BadRequestError, DeadlineExceededError
+from fastllm.errors import (
+    APIConnectionError,
+    AuthenticationError,
+    BadRequestError,
+    DeadlineExceededError,
+    StoppedError,
+)
 from fastllm.jobs.outcomes import outcomes
 from fastllm.rows import rows_of
+from fastllm.transport.dial import Dialer
 from fastllm.transport.http import HTTPTransport
 from fastllm.types import HTTPRequest, HTTPResponse
 from transport.kit import Hostile, Peer, answer
@@ -350,3 +357,78 @@ async def test_rows_of_another_model_do_not_wait_for_the_slots_of_this_one(laned
             order.append(outcome.index)
     assert len(order) == 60
     assert sum(row % 6 == 1 for row in order[:20]) <= 2  # the quick ones passed them
+
+
+# Connections that are made on it
+
+
+async def test_it_makes_the_connections_it_needs(laned: list[int]) -> None:
+    asked = Asked()
+    async with Hostile(asked) as server:
+        made = client(server, limits=Limits(concurrency=32, adaptive=False))
+        found = await run(made, 200)
+    assert all(outcome.ok for outcome in found.values()) and len(found) == 200
+    assert len(laned) >= 196, "only the row that finds the endpoint is to need a task"
+    assert asked.times == dict.fromkeys(range(200), 1) and server.most_open == 32
+
+
+async def test_the_first_attempt_goes_alone_and_the_others_wait_in_it(laned: list[int]) -> None:
+    """Whether a key is any good is found out with one request; whoever waits for that takes no task."""
+    at_once: list[int] = []
+
+    async def say(peer: Peer, row: int, time: int) -> None:
+        if not at_once:
+            at_once.append(0)
+            await asyncio.sleep(0.1)
+            at_once.append(len(asked.times))
+        await peer.say(answer(GOOD))
+
+    asked = Asked(say)
+    async with Hostile(asked) as server:
+        made = client(server, limits=Limits(concurrency=32))
+        found = await run(made, 200)
+    assert at_once == [0, 1] and len(found) == 200 and len(laned) >= 190
+
+
+async def test_nobody_there_ends_as_it_does_in_a_task(laned: list[int]) -> None:
+    async with Hostile(Asked()) as server:
+        limits = Limits(concurrency=8, adaptive=False)
+        made = client(server, retry=Retry(attempts=2, base=0.001), limits=limits, timeout=Timeout(total=0.3))
+        await server.__aexit__(None, None, None)
+        found = await run(made, 30)
+    assert len(found) == 30 and laned
+    for outcome in found.values():
+        assert isinstance(outcome.error, DeadlineExceededError | APIConnectionError | StoppedError)
+    assert made.stats.in_flight == made.stats.waiting == 0
+
+
+async def test_a_run_that_is_closed_while_it_connects_leaves_nothing(
+    laned: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connecting = asyncio.Event()
+    dial, given_up = Dialer.dial, 0
+
+    async def slow(self: Dialer, *args: Any) -> Any:
+        nonlocal given_up
+        connecting.set()
+        try:
+            await asyncio.sleep(30 if len(laned) > 10 else 0)
+        except asyncio.CancelledError:
+            given_up += 1
+            raise
+        return await dial(self, *args)
+
+    asked = Asked()
+    async with Hostile(asked) as server, client(server, limits=Limits(concurrency=16, adaptive=False)) as made:
+        monkeypatch.setattr(Dialer, "dial", slow)
+        stream = made.stream(bodies(60))
+        await anext(stream)
+        await connecting.wait()
+        await asyncio.sleep(0.01)
+        await stream.aclose()
+        assert (made.stats.waiting, made.stats.in_flight) == (0, 0)
+        await asyncio.sleep(0)
+        assert given_up
+        monkeypatch.setattr(Dialer, "dial", dial)
+        again = [outcome async for outcome in made.stream(bodies(20))]
+    assert len(again) == 20 and all(outcome.ok for outcome in again)

@@ -1,9 +1,9 @@
 """Lane: the short way of a batch's plain requests, which take no task of their own while nothing holds them back.
 
-A request takes it where its endpoint is known and admits it at once, a connection is idle, and no more is asked for
-than an attempt: no cache, no schema, no hedge, no money to reserve, no time limit of its own. It goes through the
-steps of the engine's page in the same order, by the same functions. What comes to anything but an answer goes on in a
-task, with its first attempt made (`resume`), and so does whatever cannot take the lane now.
+A request takes it where its endpoint is known and admits it, and no more is asked for than an attempt: no cache, no
+schema, no hedge, no money to reserve, no time limit of its own. It goes through the steps of the engine's page in the
+same order, by the same functions. What comes to anything but an answer goes on in a task, with its first attempt made
+(`resume`), and so does whatever cannot take the lane now.
 
 Answers that arrive in one turn of the loop are handled together at the beginning of the next, and so are the rows that
 follow them: the code of each step is then in the processor's cache.
@@ -137,8 +137,8 @@ class Lane:
     `held` the row that waits for a slot: while there is one, pull no other. `cancel` the lane when the run ends."""
 
     __slots__ = (
-        "_crew", "_endpoint", "_engine", "_free", "_headers", "_line", "_loop", "_mixed", "_open", "_packs", "_pressed",
-        "_sole", "_tasks", "_timer", "_total", "_url", "arrived", "held", "out",
+        "_crew", "_endpoint", "_engine", "_free", "_headers", "_line", "_loop", "_mixed", "_open", "_packs",
+        "_pressed", "_sole", "_tasks", "_timer", "_total", "_url", "arrived", "held", "out",
     )  # fmt: skip
 
     def __init__(self, engine: Engine, crew: Crew) -> None:
@@ -184,9 +184,8 @@ class Lane:
             if http.url != self._url or http.headers is not self._headers or line is None:
                 line = self._line_of(http)
             limiter, now = endpoint.limiter, engine.clock.now()
-            if line is None or not line.idle:
-                full = limiter.in_flight >= limiter.concurrency
-                return full and self._hold(turn, row, endpoint, endpoint.estimator.estimate(request))
+            if line is None:
+                return False
             if endpoint is not self._endpoint:
                 self._endpoint, self._free = endpoint, limiter.free(now)
             need = endpoint.estimator.estimate(request)
@@ -199,28 +198,24 @@ class Lane:
             return False
         if permit is None:
             return self._hold(turn, row, endpoint, need)
-        return self._begin(Sent(self, turn, row, endpoint, permit), line, http, now)
+        self._begin(Sent(self, turn, row, endpoint, permit), line, http, now)
+        return True
 
     def _line_of(self, http: HTTPRequest) -> Line | None:
         self._line = line = self._engine.transport.line(http)
         self._url, self._headers = http.url, http.headers
         return line
 
-    def _begin(self, sent: Sent, line: Line, http: HTTPRequest, now: float) -> bool:
+    def _begin(self, sent: Sent, line: Line, http: HTTPRequest, now: float) -> None:
         try:
-            exchange = line.begin(http.body, self._engine.timeout, now, sent)
+            sent.exchange = line.begin(http.body, self._engine.timeout, now, sent)
         except BaseException:
             sent.permit.cancel()
             raise
-        if exchange is None:
-            sent.permit.cancel()
-            return False
-        sent.exchange = exchange
         self._engine.stats.sent(1)
         self.out.add(sent)
         if self._timer is None and self._total is not None:
             self._timer = self._engine.clock.call_later(self._total, self._sweep)
-        return True
 
     # Waiting for a slot
 
@@ -251,11 +246,10 @@ class Lane:
         if permit is not None:
             http = codec.encoded(held.endpoint, request)[1]
             line = self._line_of(http)
-            if self._open and line is not None and line.idle:
-                if self._begin(Sent(self, held.turn, held.row, held.endpoint, permit), line, http, permit.sent):
-                    return
-            else:
-                permit.cancel()
+            if self._open and line is not None:
+                self._begin(Sent(self, held.turn, held.row, held.endpoint, permit), line, http, permit.sent)
+                return
+            permit.cancel()
         self._crew.missed(held.turn, held.row, None, None)
 
     def drop(self) -> None:

@@ -43,6 +43,7 @@ CONDEMNED = 60.0  # seconds until a refused key may be tried again
 SLOWEST = 0.1  # answers a second that are expected of anybody
 NOBODY = 5.0  # seconds until an address where nobody answered may be tried again
 QUIET = 0.01  # seconds for which headers are not read again that told of plenty
+_GRAIN = 0.002  # seconds between two looks at the queue while requests are spread: those that are due go together
 _SLACK = 0.005  # seconds: what a late timer missed of the spreading may be made up for
 _CEILING = 4096  # attempts in flight where nobody set a limit; the system's own limit may be lower
 
@@ -166,8 +167,13 @@ class Limiter:
         return waiter
 
     def lacks_slots(self, need: Estimate) -> bool:
-        """Tell whether no more than slots holds the next batch request back, and no other process shares them."""
-        held = self._held if self.waiting else self._held_by(self._clock.now(), need, 1)
+        """Tell whether no more than slots, or the first attempt's answer, holds the next batch request back, and no
+        other process shares them."""
+        now = self._clock.now()
+        held = self._held if self.waiting else self._held_by(now, need, 1)
+        if held == OTHER and not self._proven:
+            calm = not (self._on_trial or self.learner.quotas or self.learner.blocked or self._more)
+            return calm and self._parked <= now and self.breaker.steady(now)
         return held in (SLOTS, SPARED) and not self.parts
 
     def try_acquire(self, need: Estimate, priority: int = 0) -> Permit | None:
@@ -465,7 +471,7 @@ class Limiter:
                 if held == OTHER and self.wanting is not None:
                     self.wanting()
                 if due < INF:
-                    self._timer = self._clock.call_later(max(due - now, 1e-4), self._wake)
+                    self._timer = self._clock.call_later(max(due - now, _GRAIN if held == SLOTS else 1e-4), self._wake)
                 return
             if not passing:
                 self._grants += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator
 from typing import Protocol
 
 from ..options import Timeout
@@ -46,16 +46,11 @@ class Exchange(Protocol):
 
 
 class Line(Protocol):
-    """Where requests of one URL with the same headers can be begun, as long as connections are idle."""
+    """Where requests of one URL with the same headers can be begun."""
 
-    @property
-    def idle(self) -> Collection[object]:
-        """Connections over which `begin` can probably send."""
-        ...
-
-    def begin(self, body: bytes, timeout: Timeout, now: float, receiver: Receiver, /) -> Exchange | None:
-        """Send over an idle connection, without waiting for anything; `now` is monotonic. The receiver hears of the
-        answer, also of one that `send` would follow elsewhere. None where no connection is idle after all."""
+    def begin(self, body: bytes, timeout: Timeout, now: float, receiver: Receiver, /) -> Exchange:
+        """Send, without waiting for anything, or once there is a connection; `now` is monotonic. The receiver hears of
+        the answer, also of one that `send` would follow elsewhere, or of the error. Not before this returns."""
         ...
 
 

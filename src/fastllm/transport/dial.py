@@ -201,11 +201,11 @@ class Names:
     async def look_up(self, host: str, port: int) -> list[Address]:
         """Give the addresses in the order to try them."""
         key = host, port
-        if _is_address(host):
-            return [key]
         expires, addresses = self._known.get(key, (0.0, []))
         if expires > time.monotonic():
             return addresses
+        if _is_address(host):
+            return self._keep(key, NEVER, [key])
         query, users = self._queries.get(key, (None, []))
         if query is None:
             query = self._loop.create_task(self._ask(host, port))
@@ -231,9 +231,12 @@ class Names:
             text = f"{host!r} is not a host name"
             raise APIConnectionError(text, code="dns", retryable=False, sent=False) from error
         addresses = _interleaved([(family, sockaddr[:2]) for family, _, _, _, sockaddr in found])
+        return self._keep((host, port), time.monotonic() + NAMES_TTL, addresses)
+
+    def _keep(self, key: Address, until: float, addresses: list[Address]) -> list[Address]:
         if len(self._known) >= MAX_NAMES:
             self._known.clear()
-        self._known[host, port] = time.monotonic() + NAMES_TTL, addresses
+        self._known[key] = until, addresses
         return addresses
 
     def forget(self, host: str, port: int) -> None:

@@ -24,12 +24,12 @@ from urllib.parse import urljoin, urlsplit
 from ..errors import InvalidRequestError
 from ..options import Timeout
 from ..types import Headers, HTTPRequest, HTTPResponse
-from .base import HTTPStream, Receiver, Transport
+from .base import Exchange, HTTPStream, Receiver, Transport
 from .connection import Connection, Context, Outbox
 from .descriptors import connection_limit
 from .dial import Dialer, Origin, closed_error, proxy_refused
 from .plain import PlainReader
-from .pool import Pool
+from .pool import Dialing, Pool
 from .proxy import Proxies
 from .stream import Body
 from .sweep import Sweeper
@@ -295,20 +295,20 @@ class _Route:
 class _Line:
     """A pool, and the head of all that is to be sent through it."""
 
-    __slots__ = ("_head", "_pool", "_transport", "idle")
+    __slots__ = ("_head", "_pool", "_transport")
 
     def __init__(self, transport: HTTPTransport, pool: Pool, head: bytes) -> None:
         self._transport = transport
         self._pool = pool
         self._head = head
-        self.idle = pool.idle
 
-    def begin(self, body: bytes, timeout: Timeout, now: float, receiver: Receiver) -> Connection | None:
+    def begin(self, body: bytes, timeout: Timeout, now: float, receiver: Receiver) -> Exchange:
+        self._transport.requests += 1
+        data = b"%bcontent-length: %d\r\n\r\n%b" % (self._head, len(body), body)
         connection = self._pool.pop(now)
-        if connection is not None:
-            self._transport.requests += 1
-            data = b"%bcontent-length: %d\r\n\r\n%b" % (self._head, len(body), body)
-            connection.start(data, timeout, now, receiver=receiver)
+        if connection is None:
+            return Dialing(self._pool, data, timeout, receiver)
+        connection.start(data, timeout, now, receiver=receiver)
         return connection
 
 

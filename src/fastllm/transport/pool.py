@@ -10,6 +10,7 @@ from itertools import takewhile
 
 from ..errors import APIConnectionError
 from ..options import Timeout
+from .base import Receiver
 from .connection import Connection
 from .dial import SCARCE, Dialer, Origin, closed_error
 from .tls import TLSConnection
@@ -205,3 +206,32 @@ class Pool:
             f"<Pool {self.origin.name}: {active} active, {idle} idle, {self.dialing} dialing,"
             f" {len(self._waiters)} waiting, limit {self.limit}>"
         )
+
+
+class Dialing:
+    """An exchange that has to wait for a connection first."""
+
+    __slots__ = ("_connection", "_task")
+
+    def __init__(self, pool: Pool, data: bytes, timeout: Timeout, receiver: Receiver) -> None:
+        self._connection: Connection | None = None
+        self._task = asyncio.get_running_loop().create_task(self._begin(pool, data, timeout, receiver))
+
+    async def _begin(self, pool: Pool, data: bytes, timeout: Timeout, receiver: Receiver) -> None:
+        try:
+            connection = await pool.acquire(timeout)
+        except Exception as error:  # not when it is forsaken, for nobody wants to hear of that
+            receiver.set_exception(error)
+            return
+        self._connection = connection
+        connection.start(data, timeout, time.monotonic(), receiver=receiver)
+
+    def forsake(self, receiver: Receiver) -> None:
+        """Give it up, unless it has ended."""
+        if self._connection is None:
+            self._task.cancel()
+        else:
+            self._connection.forsake(receiver)
+
+    def __repr__(self) -> str:
+        return f"<Dialing {'under way' if self._connection is None else 'done'}>"
