@@ -115,7 +115,9 @@ class Workers(Delivery):
         if (self._idle or self._starved) and not self._is_full():
             self._wake()
             if self._starved:
-                self._refill_soon()
+                self._refill()
+                if self._ready or self.finished:
+                    return
         await super().news()
 
     def stop(self) -> None:
