@@ -83,6 +83,13 @@ SETTINGS: dict[str, Setting] = {
         Setting("otpm", float, "Tokens of answers in any 60 seconds at most."),
         Setting("rpd", float, "Requests in any 24 hours at most."),
         Setting("tpd", float, "Tokens in any 24 hours at most."),
+        Setting(
+            "adaptive",
+            str,
+            "Find out what the provider takes within these limits; off: go straight up to them, and learn nothing.",
+            "on",
+            ("on", "off"),
+        ),
         Setting("max_retries", int, "Further attempts after the first. [default: 7, and patience with 429s]"),
         Setting("hedge", float, "Quantile of the latency after which a second attempt goes out. [default: never]"),
         Setting("timeout", float, "Seconds for one request in total.", 600.0),
@@ -184,7 +191,7 @@ class Settings:
 
     def limits(self) -> Limits:
         with self._by_origin():
-            return Limits(**{name: self[name] for name in LIMITS})
+            return Limits(**{name: self[name] for name in LIMITS}, adaptive=self["adaptive"] == "on")
 
     def timeout(self) -> Timeout:
         with self._by_origin():

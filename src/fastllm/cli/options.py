@@ -26,6 +26,7 @@ SENDING = (
     "otpm",
     "rpd",
     "tpd",
+    "adaptive",
     "max_retries",
     "hedge",
     "timeout",
