@@ -161,3 +161,59 @@ def test_whoever_writes_all_of_it_is_there_in_order(file: tuple[Path, int], monk
             assert made.synced == len(expected) and path.read_bytes() == expected and made.unwritten() == 0
     made.close()
     assert path.read_bytes() == expected and made.synced == len(expected)
+
+
+def test_nothing_is_synced_after_a_write_that_failed(file: tuple[Path, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor if the thread waited for its turn when it failed."""
+    syncs: list[int] = []
+    monkeypatch.setattr(room, "_sync", syncs.append)
+    made = Appender(file[1], "file", interval=0.02)
+    made.put(b"a")
+
+    def fails(fd: int, data: bytes) -> int:
+        time.sleep(0.1)  # longer than the interval
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", fails)
+        with pytest.raises(JournalError):
+            made.put(b"b")
+    made.close()
+    assert not syncs and made.synced == 0
+
+
+def test_nothing_is_written_after_a_sync_that_failed(file: tuple[Path, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    path, fd = file
+    sizes: list[int] = []
+
+    def fails(fd: int) -> None:
+        sizes.append(path.stat().st_size)
+        raise OSError(errno.EIO, "Input/output error")
+
+    class Hesitant:
+        """A lock after whose release somebody else comes first."""
+
+        def __init__(self) -> None:
+            self._lock = threading.Lock()
+            self.acquire = self._lock.acquire
+
+        def release(self) -> None:
+            self._lock.release()
+            if threading.current_thread() is not threading.main_thread():
+                time.sleep(0.05)
+
+        def __enter__(self) -> None:
+            self._lock.acquire()
+
+        def __exit__(self, *error: object) -> None:
+            self.release()
+
+    monkeypatch.setattr(room, "_sync", fails)
+    made = Appender(fd, "file", interval=0.01)
+    made._busy = Hesitant()  # type: ignore[assignment]
+    with pytest.raises(JournalError, match="Input/output error"):
+        for _ in range(1000):
+            made.put(b"a")
+            time.sleep(0.001)
+    made.close()
+    assert [path.stat().st_size] == sizes

@@ -64,12 +64,7 @@ class Appender:
         now = time.monotonic()
         if now >= self._wary and self._busy.acquire(blocking=False):
             try:
-                self._write()
-            except BaseException as error:  # whatever it is, KeyboardInterrupt too: nobody knows what was written
-                failure = self._failed(error)
-                if isinstance(error, OSError):
-                    raise failure from None
-                raise
+                self._checked(self._write)
             finally:
                 self._busy.release()
             if time.monotonic() > now + _SLOW:
@@ -104,18 +99,30 @@ class Appender:
         try:
             self._work_until_closed()
         except Exception as error:  # whatever it is: rows wait to be written
-            self._failed(error)
+            self._fail(error)
             self._tell()
         finally:
             for ticket in self._tickets:
                 ticket.set()
 
-    def _failed(self, error: BaseException) -> JournalError:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        self.failure = failure = JournalError(
-            f"cannot write {self._name}: {reason}; the job is stopped, run it again to go on"
-        )
-        return failure
+    def _fail(self, error: BaseException) -> None:
+        if self.failure is None:
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            self.failure = JournalError(
+                f"cannot write {self._name}: {reason}; the job is stopped, run it again to go on"
+            )
+
+    def _checked(self, use: Callable[[], None]) -> None:
+        """Use the file, holding `_busy`; never again after an error, whatever it is: nobody knows what was written."""
+        try:
+            if self.failure is None:
+                use()
+        except BaseException as error:
+            self._fail(error)
+            if not isinstance(error, Exception):
+                raise
+        if self.failure is not None:
+            raise self.failure
 
     def _tell(self) -> None:
         wrote = self.wrote
@@ -127,9 +134,7 @@ class Appender:
             if not (self._pending or self._closing or self._tickets):
                 self._rung = False  # from now on a put rings
                 if not self._pending:
-                    if self._due is None and self.written > self.synced:
-                        self._due = time.monotonic() + self._interval
-                    self._bell.wait(None if self._due is None else max(0.0, self._due - time.monotonic()))
+                    self._bell.wait(self._patience())
                 self._bell.clear()
                 self._rung = True
             if self.failure is not None:
@@ -139,12 +144,12 @@ class Appender:
             try:
                 if pending:
                     with self._busy:
-                        self._write()
+                        self._checked(self._write)
                     self._tell()
-                if self._due is None and self.written > self.synced:
-                    self._due = time.monotonic() + self._interval
-                if self._due is not None and (closing or tickets or time.monotonic() >= self._due):
-                    self._sync()
+                patience = self._patience()
+                if patience is not None and (closing or tickets or not patience):
+                    with self._busy:
+                        self._checked(self._sync)
             except BaseException:
                 self._tickets.extend(tickets)  # woken when `failure` says why
                 raise
@@ -154,6 +159,14 @@ class Appender:
                 return
             if pending and not (self._closing or self._tickets):
                 time.sleep(_GATHER)  # one wake-up for all that comes meanwhile: each costs the loop's thread its place
+
+    def _patience(self) -> float | None:
+        """Give for how many seconds what was written may wait for its sync; None where all is synced."""
+        if self.written == self.synced:
+            return None
+        if self._due is None:
+            self._due = time.monotonic() + self._interval
+        return max(0.0, self._due - time.monotonic())
 
     def _write(self) -> None:
         """Hand what is pending to the system."""
@@ -168,10 +181,9 @@ class Appender:
         self._marked_written += sum([marked for _, marked in taken])
 
     def _sync(self) -> None:
-        with self._busy:
-            reached = self.written
-            _sync(self._fd)
-            self.synced, self._due = reached, None
+        reached = self.written
+        _sync(self._fd)
+        self.synced, self._due = reached, None
 
     def __repr__(self) -> str:
         state = "failed" if self.failure else "closed" if self._closing else "open"
