@@ -172,8 +172,7 @@ class Limiter:
         now = self._clock.now()
         held = self._held if self.waiting else self._held_by(now, need, 1)
         if held == OTHER and not self._proven:
-            calm = not (self._on_trial or self.learner.quotas or self.learner.blocked or self._more)
-            return calm and self._parked <= now and self.breaker.steady(now)
+            return self._is_calm(now) and self._parked <= now and not self._more
         return held in (SLOTS, SPARED) and not self.parts
 
     def try_acquire(self, need: Estimate, priority: int = 0) -> Permit | None:
@@ -282,10 +281,14 @@ class Limiter:
             when = max(when, learner.quota_at(now, self.in_flight))
         if not self._proven and priority and self._first < INF and now < self._first + PROOF:
             when = max(when, self._first + PROOF)
-        calm = self._proven and not (self._on_trial or learner.quotas or learner.blocked)
-        if when <= now and calm and self.breaker.steady(now):
+        if when <= now and self._proven and self._is_calm(now):
             self._uneasy = False
         return when
+
+    def _is_calm(self, now: float) -> bool:
+        """Tell whether no trial, quota, probe or outage is on."""
+        learner = self.learner
+        return not (self._on_trial or learner.quotas or learner.blocked) and self.breaker.steady(now)
 
     def _talks(self, now: float) -> None:
         """One more talks: keep in mind how many do so at once, and little by little that it was fewer of late."""
