@@ -102,7 +102,7 @@ def _lines(found: Found, totals: Totals) -> list[tuple[str, str]]:
         job = description(found.identity)
         lines += [("model", job.model or "as the rows say"), ("base URL", job.base_url or "the provider's")]
         lines += [(name, _json(value, indent=0)) for name, value in job.params.items()]
-        lines += [("input", f"BLAKE2b {job.fingerprint}" if job.fingerprint else "a stream")]
+        lines += [("input", f"SHA-256 {job.fingerprint}" if job.fingerprint else "a stream")]
     lines.append(
         ("tokens", f"{totals.prompt_tokens:,} in ({totals.cached_tokens:,} cached), {totals.completion_tokens:,} out")
     )

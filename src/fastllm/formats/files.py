@@ -106,7 +106,7 @@ class Closing:
 
 
 class Content(msgspec.Struct, frozen=True):
-    """What reading a file once tells: the BLAKE2b of its bytes and how many line ends it has; of one that is not
+    """What reading a file once tells: the SHA-256 of its bytes and how many line ends it has; of one that is not
     compressed, how many come before each piece of it, too."""
 
     digest: str
@@ -116,7 +116,7 @@ class Content(msgspec.Struct, frozen=True):
 
 def fingerprint(path: Path) -> Content:
     """Read a whole file. The number of lines is 0 for compressed files. ConfigError where it cannot be read."""
-    digest = hashlib.blake2b(digest_size=20)
+    digest = hashlib.sha256()
     plain = not suffixes(path)[1]
     lines = 0
     marks = array("Q")

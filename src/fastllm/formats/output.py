@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
+from zlib import crc32
 
 import msgspec
 
@@ -22,6 +22,10 @@ _encode = msgspec.json.encode
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 ERRORS = ".errors.jsonl"
+_ANSWER = (
+    b'{"id":"batch_req_%016x%08x","custom_id":%s,"response":{"status_code":%d,'
+    b'"request_id":%s,"body":%s},"error":null}\n'
+)
 _LF, _CR = b"\n\r"  # as numbers: for bytes `in` first fails to take them as one, and an exception is dear
 
 
@@ -37,31 +41,24 @@ def sharing(output: Path) -> Path:
     return output.with_name(name.removesuffix(".jsonl") if name.endswith(".jsonl") else name + ".jsonl")
 
 
-def answer_line(custom_id: str, index: int, body: bytes, *, status: int = 200, request_id: str | None = None) -> bytes:
+def answer_line(
+    custom_id: str | None, index: int, body: bytes, status: int = 200, request_id: str | None = None
+) -> bytes:
     """Give a line of OpenAI's batch output. The body is kept byte for byte, but for line ends between its tokens."""
     if _LF in body or _CR in body:  # never inside a JSON string, so a space means the same
         body = body.replace(b"\r", b" ").replace(b"\n", b" ")
-    name = _encode(custom_id)
-    return (
-        b'{"id":"batch_req_%s","custom_id":%s,"response":{"status_code":%d,"request_id":%s,"body":%s},"error":null}\n'
-        % (
-            _line_id(index, name),
-            name,
-            status,
-            _encode(request_id),
-            body,
-        )
-    )
+    name = b'"row-%d"' % index if custom_id is None else _encode(custom_id)
+    quoted = b"null" if request_id is None else _encode(request_id)
+    return _ANSWER % (index, crc32(name), name, status, quoted, body)
 
 
 def error_line(custom_id: str, index: int, error: dict[str, Any]) -> bytes:
     """Give a line of OpenAI's batch output for a row that failed."""
     name = _encode(custom_id)
     shown = {"code": error.get("code") or error.get("class"), "message": error.get("message")}
-    return b'{"id":"batch_req_%s","custom_id":%s,"response":null,"error":%s}\n' % (
-        _line_id(index, name),
-        name,
-        _encode(shown),
+    return b'{"id":"batch_req_%016x%08x","custom_id":%s,"response":null,"error":%s}\n' % (
+        *(index, crc32(name)),
+        *(name, _encode(shown)),
     )
 
 
@@ -89,10 +86,6 @@ def failure_line(custom_id: str | None, line: int, source: bytes, error: dict[st
     return _encode(fields).replace(b"\r", b" ").replace(b"\n", b" ") + b"\n"
 
 
-def _line_id(index: int, name: bytes) -> bytes:
-    return hashlib.blake2b(b"%d:%s" % (index, name), digest_size=12).hexdigest().encode()
-
-
 class JSONLWriter:
     """OpenAI's batch output shape; what else is asked for stands behind it, as `keep` and `fields`."""
 
@@ -109,12 +102,7 @@ class JSONLWriter:
 
     def write_answer(self, index: int, custom_id: str | None, body: bytes, status: int, request_id: str | None) -> None:
         """Where it `is_plain`: write what `write` would of an outcome with this answer, without one."""
-        self._file.write(self._answer(index, custom_id, body, status, request_id))
-
-    @staticmethod
-    def _answer(index: int, custom_id: str | None, body: bytes, status: int, request_id: str | None) -> bytes:
-        name = custom_id if custom_id is not None else f"row-{index}"
-        return answer_line(name, index, body, status=status, request_id=request_id)
+        self._file.write(answer_line(custom_id, index, body, status, request_id))
 
     def write(self, outcome: Outcome, source: bytes = b"", failure: dict[str, Any] | None = None) -> None:
         answer, columns = outcome.response, self._columns
@@ -122,7 +110,7 @@ class JSONLWriter:
         if answer is None:
             line = error_line(custom_id if custom_id is not None else f"row-{index}", index, failure or {})
         else:
-            line = self._answer(index, custom_id, answer.body, answer.status_code, answer.request_id)
+            line = answer_line(custom_id, index, answer.body, answer.status_code, answer.request_id)
         more: dict[str, Any] = {}
         if columns.keep:
             more["keep"] = columns.kept(source)

@@ -173,7 +173,7 @@ def _failure(index: int, entry: Entry) -> bytes:
         return error_line(custom_id, index, error)
     told = {name: error.get(name) for name in ("message", "type", "param", "code")}
     body = _encode({"error": told})
-    return answer_line(custom_id, index, body, status=entry.status, request_id=entry.request_id)
+    return answer_line(custom_id, index, body, entry.status, entry.request_id)
 
 
 def words_of(error: FastLLMError | str) -> Flaw:

@@ -20,6 +20,7 @@ from .sources import Sources
 
 Order = Literal["input", "finished"]
 ORDERS: tuple[Order, ...] = ("input", "finished")
+_BREATH = 256  # rows from one look whether to give up to the next
 NOT_THERE = "have no columns of the input beside their answer: it changed since, or is gone"
 
 
@@ -125,6 +126,6 @@ def entries(
     known, read = journal.states, journal.read
     for index in range(min(total, len(known))) if order == "input" else journal.as_finished():
         if index < total and known[index] in states:
-            if given_up():
-                raise GivenUpError
             yield index, read(index)
+        if not index % _BREATH and given_up():
+            raise GivenUpError
