@@ -7,6 +7,7 @@ import os
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -161,6 +162,46 @@ def test_whoever_writes_all_of_it_is_there_in_order(file: tuple[Path, int], monk
             assert made.synced == len(expected) and path.read_bytes() == expected and made.unwritten() == 0
     made.close()
     assert path.read_bytes() == expected and made.synced == len(expected)
+
+
+def test_what_is_put_while_the_thread_looks_is_there_once_it_is_synced(
+    file: tuple[Path, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its look for data and its look for who waits, both may come."""
+    path, fd = file
+    write, told = os.write, threading.Event()
+    made = Appender(fd, "file", interval=10.0)
+    synced: list[bytes] = []
+
+    def wait() -> None:
+        made.sync()
+        synced.append(path.read_bytes())
+        told.set()
+
+    def slow(fd: int, data: bytes) -> int:
+        told.wait(0.1)  # whoever was told too early looks now
+        return write(fd, data)
+
+    waiting = threading.Thread(target=wait)
+
+    class Late(deque[threading.Event]):
+        def __bool__(self) -> bool:
+            return super().__len__() > 0
+
+        def __len__(self) -> int:
+            if not waiting.ident:
+                made._wary = time.monotonic() + 60.0  # only the thread writes
+                made.put(b"late")
+                waiting.start()
+                until(self.__bool__)
+            return super().__len__()
+
+    made._tickets = Late()
+    monkeypatch.setattr(os, "write", slow)
+    made.put(b"early,")
+    until(told.is_set)
+    made.close()
+    assert synced == [b"early,late"]
 
 
 def test_nothing_is_synced_after_a_write_that_failed(file: tuple[Path, int], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,8 +139,9 @@ class Appender:
                 self._rung = True
             if self.failure is not None:
                 return
-            closing, pending = self._closing, bool(self._pending)
+            closing = self._closing
             tickets = [self._tickets.popleft() for _ in range(len(self._tickets))]
+            pending = bool(self._pending)  # after the tickets: what they are for was put before them
             try:
                 if pending:
                     with self._busy:
