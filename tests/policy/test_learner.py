@@ -106,6 +106,13 @@ def test_with_demand_98_percent_of_the_limit_are_used(limit: float) -> None:
     assert max(minutes) <= limit
 
 
+def test_what_may_go_out_without_a_look_is_gone_once_a_large_request_has_taken_the_room() -> None:
+    ledger = Ledger("tokens", 1e6)
+    ledger.add(100.0, 100.0, waited=False)
+    ledger.add(100.0, 1e6 - 100.0, waited=False)
+    assert ledger.when(100.0, 100.0) > 100.0
+
+
 def test_after_an_idle_minute_a_burst_may_go_out_at_once_and_no_more() -> None:
     ledger = Ledger("requests", 1000.0)
     ledger.add(0.0, 1.0, waited=False)

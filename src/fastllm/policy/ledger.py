@@ -137,6 +137,8 @@ class Ledger:
             self._at = now
             if self._asked == INF and self.sure:
                 self.spare = SPARE * min(credit, limit - window.used - amount)
+        else:
+            self.spare = 0.0  # it may have taken all the room
         return window.add(now, amount)
 
     def settle(self, entry: Entry, difference: float) -> None:
