@@ -103,6 +103,17 @@ async def test_rows_that_are_waited_for(server: Any) -> None:
         assert len([outcome async for outcome in many.stream(slowly(), model="m")]) == 50
 
 
+async def test_rows_may_end_long_after_the_last_one_was_answered(server: Any) -> None:
+    async def slowly() -> AsyncIterator[str]:
+        for question in questions(200):
+            yield question
+        await wait_until(lambda: server.stats.answered == 200)
+        await asyncio.sleep(0.1)
+
+    async with client(server, limits=Limits(concurrency=20)) as many, asyncio.timeout(20):
+        assert len([outcome async for outcome in many.stream(slowly(), model="m")]) == 200
+
+
 async def test_a_source_that_raises_loses_no_answer(server: Any) -> None:
     def broken() -> Iterator[str]:
         yield from questions(20)

@@ -126,6 +126,8 @@ class Workers(Delivery):
         if self._puller is not None:
             self._puller.cancel()
         self._wake_all()
+        if self.finished:  # the lane may have answered the last row, and no worker is left to tell
+            self._call_consumer()
 
     @property
     def in_flight(self) -> int:
