@@ -329,6 +329,32 @@ async def test_a_run_that_is_closed_while_a_row_waits_leaves_nothing(laned: list
     assert all(outcome.ok for outcome in again) and sum(before.values()) <= 104
 
 
+async def test_a_row_that_waits_when_the_client_is_closed_has_its_error_as_the_others(laned: list[int]) -> None:
+    late = asyncio.Event()
+    found: list[Outcome] = []
+
+    async def say(peer: Peer, row: int, time: int) -> None:
+        if row >= 8:
+            late.set()
+            await asyncio.sleep(30)
+        await peer.say(answer(GOOD))
+
+    async with Hostile(Asked(say)) as server, client(server) as made:
+        engine = made._many
+
+        async def close() -> None:
+            await late.wait()
+            await engine.transport.aclose()
+
+        closing = asyncio.create_task(close())
+        async for outcome in crowd(made, bodies(13)):
+            found.append(outcome)
+        await closing
+        assert all(endpoint.limiter.in_flight == 0 for endpoint in engine.router.endpoints)
+    assert sorted(outcome.index for outcome in found) == list(range(13)) and laned
+    assert {outcome.error.code for outcome in found if outcome.error is not None} == {"closed"}
+
+
 async def test_a_key_that_is_refused_ends_what_waits_too(laned: list[int]) -> None:
     async def say(peer: Peer, row: int, time: int) -> None:
         await peer.say(answer(b"{}", status="401 No") if row >= 120 else answer(GOOD))

@@ -244,9 +244,12 @@ class Lane:
         permit, request = held.permit, held.row.request
         assert request is not None
         if permit is not None:
-            http = codec.encoded(held.endpoint, request)[1]
-            line = self._line_of(http)
-            if self._open and line is not None:
+            try:
+                http = codec.encoded(held.endpoint, request)[1]
+                line = self._line_of(http) if self._open else None
+            except FastLLMError:  # it went well when the row was held
+                line = None
+            if line is not None:
                 self._begin(Sent(self, held.turn, held.row, held.endpoint, permit), line, http, permit.sent)
                 return
             permit.cancel()
