@@ -138,6 +138,23 @@ async def test_a_final_error_is_the_rows_own(laned: list[int]) -> None:
     assert asked.times[30] == 1 and made.stats.failed == 1 and made.stats.in_flight == 0
 
 
+async def test_a_parameter_that_is_refused_to_several_at_once_fails_none_of_them(laned: list[int]) -> None:
+    """The first refusal is the rule, and the others are about what was sent before."""
+    refusal = b'{"error": {"message": "Unsupported parameter: \'seed\'", "code": "unsupported_parameter"}}'
+
+    async def say(peer: Peer, row: int, time: int) -> None:
+        await asyncio.sleep(0.02)
+        known = b'"seed"' not in peer.requests[-1]
+        await peer.say(answer(GOOD) if known else answer(refusal, status="400 Bad"))
+
+    asked = Asked(say)
+    async with Hostile(asked) as server, client(server) as made:
+        rows = [{**body, "seed": 1} if row >= 20 else body for row, body in enumerate(bodies(60))]
+        found = {outcome.index: outcome async for outcome in made.stream(rows)}
+    assert [row for row, outcome in found.items() if not outcome.ok] == [] and len(found) == 60
+    assert set(range(20, 24)) < set(laned) and sum(asked.times.values()) == 64
+
+
 async def test_a_connection_that_was_dropped_while_idle_costs_no_attempt_of_the_retries(laned: list[int]) -> None:
     async def say(peer: Peer, row: int, time: int) -> None:
         if row == 30 and time == 1:

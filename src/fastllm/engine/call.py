@@ -38,6 +38,14 @@ class OnRoute(Protocol):
     def patience(self, seconds: float) -> float: ...
 
 
+class Missed(msgspec.Struct, eq=False):
+    """An attempt that was made in the lane and failed: when it began, what was sent, and how it ended."""
+
+    began: float
+    sent: Request
+    error: LLMError
+
+
 class Call(msgspec.Struct, eq=False):
     """The state of one request."""
 
@@ -57,7 +65,7 @@ class Call(msgspec.Struct, eq=False):
     adapted: int = 0  # attempts whose refusal taught what to leave out
     spared: int = 0  # attempts that cost nothing, because their connection was stale: one at most
     whole: list[bool] | None = None  # with hedging: not empty once one of its streams has ended whole
-    missed: LLMError | None = None  # how its first attempt ended, which was made in the lane
+    missed: Missed | None = None  # its first attempt
     last: LLMError | None = None
     response: Response | None = None  # paid for: nothing that happens from then on may lose it
 

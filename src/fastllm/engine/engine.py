@@ -265,10 +265,10 @@ class Engine:
     async def _repeat(self, call: Call, endpoint: Endpoint, attempt_once: Attempt[A]) -> A:
         """Step 3: attempt until there is an answer, a final error, or no time left."""
         request = call.request
+        if call.missed is not None:
+            await self._failed_once(call, endpoint, call.missed.sent, call.missed.error)
         sent, http = codec.encoded(endpoint, request)
         estimate = endpoint.estimator.estimate(request)
-        if call.missed is not None:
-            await self._failed_once(call, endpoint, sent, call.missed)
         while True:
             permit = endpoint.limiter.try_acquire(estimate, request.priority)
             if permit is None:

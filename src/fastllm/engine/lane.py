@@ -22,7 +22,7 @@ from ..policy.tokens import Estimate
 from ..transport.base import Exchange, Line
 from ..types import EMBEDDINGS, Headers, HTTPRequest, HTTPResponse, Outcome, Request, Response, Row
 from . import codec
-from .call import Call, too_late
+from .call import Call, Missed, too_late
 from .endpoint import Endpoint
 from .engine import Engine
 from .limiter import Limiter
@@ -40,8 +40,8 @@ class Crew(Protocol):
         """A row has its outcome."""
         ...
 
-    def missed(self, turn: int, row: Row, sent: float | None, error: LLMError | None) -> None:
-        """A row goes on in a task: its attempt, begun at `sent`, has failed; or (None) it is as if it was not made."""
+    def missed(self, turn: int, row: Row, missed: Missed | None) -> None:
+        """A row goes on in a task: its attempt has failed; or (None) it is as if it was not made."""
         ...
 
     def refill(self) -> None:
@@ -59,6 +59,7 @@ class Sent(msgspec.Struct, eq=False):
     lane: Lane
     turn: int
     row: Row
+    request: Request  # as it was sent: the endpoint's rules may be others by the time of the answer
     endpoint: Endpoint
     permit: Permit
     answer: HTTPResponse | None = None
@@ -124,11 +125,11 @@ def _resumed(engine: Engine, request: Request, endpoint: Endpoint, sent: float) 
     return call
 
 
-async def resume(engine: Engine, request: Request, sent: float, error: LLMError) -> Response:
-    """Go on with a request whose first attempt, begun at `sent`, failed in the lane."""
+async def resume(engine: Engine, request: Request, missed: Missed) -> Response:
+    """Go on with a request whose first attempt failed in the lane."""
     endpoint = engine.router.known.get(request.model) or await engine.router.resolve(request.model)
-    call = _resumed(engine, request, endpoint, sent)
-    call.missed = error
+    call = _resumed(engine, request, endpoint, missed.began)
+    call.missed = missed
     return await engine.answer(call)
 
 
@@ -179,7 +180,7 @@ class Lane:
         if endpoint is None or endpoint.purse is not None or (self._packs and request.path == EMBEDDINGS):
             return False
         try:
-            http = codec.encoded(endpoint, request)[1]
+            asked, http = codec.encoded(endpoint, request)
             line = self._line
             if http.url != self._url or http.headers is not self._headers or line is None:
                 line = self._line_of(http)
@@ -198,7 +199,7 @@ class Lane:
             return False
         if permit is None:
             return self._hold(turn, row, endpoint, need)
-        self._begin(Sent(self, turn, row, endpoint, permit), line, http, now)
+        self._begin(Sent(self, turn, row, asked, endpoint, permit), line, http, now)
         return True
 
     def _line_of(self, http: HTTPRequest) -> Line | None:
@@ -245,15 +246,16 @@ class Lane:
         assert request is not None
         if permit is not None:
             try:
-                http = codec.encoded(held.endpoint, request)[1]
+                asked, http = codec.encoded(held.endpoint, request)
                 line = self._line_of(http) if self._open else None
             except FastLLMError:  # it went well when the row was held
                 line = None
             if line is not None:
-                self._begin(Sent(self, held.turn, held.row, held.endpoint, permit), line, http, permit.sent)
+                sent = Sent(self, held.turn, held.row, asked, held.endpoint, permit)
+                self._begin(sent, line, http, permit.sent)
                 return
             permit.cancel()
-        self._crew.missed(held.turn, held.row, None, None)
+        self._crew.missed(held.turn, held.row, None)
 
     def drop(self) -> None:
         """Give up the row that waits."""
@@ -304,7 +306,7 @@ class Lane:
         try:
             response = engine.landed(request, endpoint, sent.permit, answer, now)
         except LLMError as error:
-            self._crew.missed(sent.turn, row, sent.permit.sent, error)
+            self._crew.missed(sent.turn, row, Missed(sent.permit.sent, sent.request, error))
             return
         response.endpoint = endpoint.name
         if engine.observers:
@@ -320,7 +322,8 @@ class Lane:
         if sent.error is not None and failure is None:
             raise sent.error
         self._open = self._open and failure is not None
-        self._crew.missed(sent.turn, sent.row, None if failure is None else sent.permit.sent, failure)
+        missed = None if failure is None else Missed(sent.permit.sent, sent.request, failure)
+        self._crew.missed(sent.turn, sent.row, missed)
 
     # The time limit of a whole request
 

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from typing import Any, Protocol
 
+from ..engine.call import Missed
 from ..engine.engine import Engine
 from ..engine.fitting import fitting
 from ..engine.lane import Lane, lane_for, resume
@@ -199,8 +200,8 @@ class Workers(Delivery):
     def landed(self, turn: int, outcome: Outcome) -> None:
         self._deliver(turn, outcome)
 
-    def missed(self, turn: int, row: Row, sent: float | None, error: LLMError | None) -> None:
-        self._spawn(turn, row, sent, error)
+    def missed(self, turn: int, row: Row, missed: Missed | None) -> None:
+        self._spawn(turn, row, missed)
 
     def broke(self, error: BaseException) -> None:
         self._failure = self._failure or error
@@ -281,11 +282,9 @@ class Workers(Delivery):
         while self._idle:
             self._wake()
 
-    async def _work(
-        self, turn: int = -1, row: Row | None = None, sent: float | None = None, missed: LLMError | None = None
-    ) -> None:
+    async def _work(self, turn: int = -1, row: Row | None = None, missed: Missed | None = None) -> None:
         if row is not None:
-            await self._answer(turn, row, sent, missed)
+            await self._answer(turn, row, missed)
         pull, lane = self._next, self._lane
         while not self._ended:
             # The packs are gone that made room for this one, or its row has gone into the lane, or is held there.
@@ -325,19 +324,19 @@ class Workers(Delivery):
                 lane.anew(len(self._tasks))
                 if lane.launch(turn, row):
                     continue
-            await self._answer(turn, row, None, None)
+            await self._answer(turn, row, None)
 
-    async def _answer(self, turn: int, row: Row, sent: float | None, missed: LLMError | None) -> None:
-        """See one row to its outcome; `missed` tells how its attempt in the lane ended that was begun at `sent`."""
+    async def _answer(self, turn: int, row: Row, missed: Missed | None) -> None:
+        """See one row to its outcome; `missed` tells of its attempt in the lane."""
         request, me = row.request, asyncio.current_task()
         if request is None:
             outcome = _none(row)
         else:
             try:
-                if missed is not None and sent is not None and self._engine is not None:
+                if missed is not None and self._engine is not None:
                     if self._draining and me is not None:
                         me.cancel()  # at its next wait, which a final error does not have
-                    response = await resume(self._engine, request, sent, missed)
+                    response = await resume(self._engine, request, missed)
                 elif request.schema is None:
                     response = await self._execute(request)
                 else:
