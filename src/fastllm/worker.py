@@ -21,6 +21,7 @@ import msgspec
 from . import build
 from .build import CacheOption, EngineOptions
 from .engine.engine import Engine
+from .engine.stats import sum_of
 from .errors import ConfigError
 from .jobs.team import Team
 from .jobs.wire import (
@@ -189,7 +190,9 @@ class _Run:
             while True:
                 found = self._taken()
                 if found:
-                    self._worker.send(Outcomes(self.number, found))
+                    engine = self._worker.engine
+                    cost = sum_of([endpoint.cost for endpoint in engine.router.endpoints])
+                    self._worker.send(Outcomes(self.number, found, engine.stats.counts(), cost))
                     self._left -= len(found)
                     self._stop_if_done()
                 elif self.workers.finished:

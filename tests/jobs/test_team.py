@@ -26,7 +26,7 @@ from fastllm.jobs import wire
 from fastllm.jobs.team import TeamError
 from fastllm.providers.vendors import VENDORS
 from fastllm.testing import MockConfig, serve_in_thread
-from fastllm.types import Headers, Request, Response
+from fastllm.types import Headers, Outcome, Request, Response
 from kits.commands import settle
 
 FASTLLM = [sys.executable, "-m", "fastllm.cli"]
@@ -152,6 +152,29 @@ async def test_rows_of_a_process_that_is_killed_are_given_to_another(server: Any
         assert sorted(seen) == list(range(600)), "each once"
         assert len(pids(many)) == 2, "another one took its place"
         assert server.stats.answered <= 640, "at most what was under way was asked twice"
+
+
+async def test_what_a_killed_process_did_is_counted_once(server: Any, tmp_path: Path) -> None:
+    """It may die before it reports; its rows came all the same, and what it held is held by the one in its place."""
+    server.script(["400"] * 40)
+    prices = tmp_path / "prices.toml"
+    prices.write_text(
+        'date = "2026-11-28"\n[providers.base_url.models."m"]\ninput = 1000.0\noutput = 1000.0\ncontext = 100\n'
+    )
+    seen: list[Outcome] = []
+    async with client(server, limits=Limits(concurrency=20), prices=prices) as many:
+        async for outcome in many.stream(questions(1500), model="m"):
+            seen.append(outcome)
+            if len(seen) in (100, 700):
+                os.kill(pids(many)[0], signal.SIGKILL)
+        running = many.stats
+    answers = [outcome.response for outcome in seen if outcome.response is not None]
+    for stats in (running, many.stats):
+        assert (stats.done, stats.ok, stats.failed, stats.errors) == (1500, 1460, 40, {"BadRequestError": 40})
+        assert 1 <= stats.most_in_flight <= 20, "one in the place of another is not one more"
+        assert stats.attempts >= 1500, "more, if rows were asked twice"
+        assert stats.completion_tokens >= sum(a.usage.completion_tokens for a in answers if a.usage is not None)
+    assert running.cost_usd is not None and running.cost_usd >= sum(a.cost or 0.0 for a in answers) * 0.999
 
 
 async def test_processes_that_die_again_and_again_end_the_run(server: Any) -> None:

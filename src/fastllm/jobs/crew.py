@@ -16,7 +16,7 @@ from ..errors import InvalidAnswerError, LLMError
 from ..types import EMBEDDINGS, Outcome, Request, Response, Row
 from .collector import PACE
 from .delivery import Delivery
-from .team import LEAVING, Member, Team, TeamError
+from .team import LEAVING, UNCOUNTED, Member, Team, TeamError
 from .wire import Answered, Asked, Outcomes, Rows as RowsMessage, asked, error_of, response_of
 from .workers import MOST_PACKED, Rows, empty
 
@@ -190,7 +190,7 @@ class Crew(Delivery):
         for answer in found.rows:
             row = out.pop(answer.turn, None)
             if row is not None:
-                self._deliver(answer.turn, _outcome(row, answer))
+                self._deliver(answer.turn, _outcome(row, answer, member))
 
     def ended(self, member: Member, why: str | None) -> None:
         self._waiting_for.discard(member)
@@ -306,7 +306,7 @@ def _load(member: Member) -> int:
     return member.rows
 
 
-def _outcome(row: Row, answer: Answered) -> Outcome:
+def _outcome(row: Row, answer: Answered, member: Member) -> Outcome:
     request = row.request
     if answer.response is not None:
         response = response_of(answer.response)
@@ -314,6 +314,7 @@ def _outcome(row: Row, answer: Answered) -> Outcome:
             return _fitted(row, response, request)
         return Outcome(index=row.index, custom_id=row.custom_id, response=response, request=request)
     error: LLMError = error_of(answer.error) if answer.error is not None else LLMError("the worker gave no outcome")
+    member.failures[type(error).__name__ if error.__cause__ is None else UNCOUNTED] += 1
     return Outcome(index=row.index, custom_id=row.custom_id, error=error, request=request)
 
 

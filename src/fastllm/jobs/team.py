@@ -14,6 +14,7 @@ import logging
 import os
 import socket
 import subprocess
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,8 +22,8 @@ from typing import Any, Protocol
 import msgspec
 
 from ..engine.engine import Engine
-from ..engine.stats import Snapshot, Stats, Tally
-from ..errors import FastLLMError
+from ..engine.stats import COUNTED, Snapshot, Stats, Tally, sum_of
+from ..errors import FastLLMError, StoppedError
 from ..schema.base import Schema
 from ..types import Request, Response
 from .wire import Begin, Define, End, Ended, Message, Outcomes, Report, Said, Unpacker, packed
@@ -32,6 +33,7 @@ logger = logging.getLogger("fastllm")
 MOST_DEATHS = 3  # of processes, none of them a MINUTE after the one before
 MINUTE = 60.0
 LEAVING = 5.0  # seconds that a process has to close its connections
+UNCOUNTED = ""  # what failed before it was an engine's business, among a process's failures
 
 
 class TeamError(FastLLMError):
@@ -57,6 +59,10 @@ class Member(asyncio.Protocol):
         self.process = process
         self.rows = 0
         self.report: Report | None = None
+        self.counts: tuple[int, ...] = ()  # as they came with outcomes since that report
+        self.cost: float | None = 0.0
+        self.came = 0  # outcomes; and how many of them failed, by class
+        self.failures: Counter[str] = Counter()
         self.left = asyncio.get_running_loop().create_future()
         self.known: set[int] = set()  # the schemas it was told
         self._team = team
@@ -79,6 +85,19 @@ class Member(asyncio.Protocol):
         if not self.left.done():
             self.left.set_result(None)
         self._team.lost(self)
+
+    def last_tally(self, *, died: bool) -> Tally:
+        """What a process has counted that is gone. If it died, only those rows count whose outcomes came: what else it
+        has answered, another one is asked."""
+        told = Tally() if self.report is None else self.report.tally
+        counts, errors = {**told.counts, **dict(zip(COUNTED, self.counts, strict=False))}, told.errors
+        if died:
+            errors = dict(self.failures)
+            uncounted, unsent = errors.pop(UNCOUNTED, 0), errors.pop(StoppedError.__name__, 0)
+            failed = sum(errors.values())
+            counts.update(ok=self.came - failed - unsent - uncounted, failed=failed, unsent=unsent)
+        counts.update(in_flight=0, waiting=0, backing_off=0, most_in_flight=0)
+        return Tally(counts, errors, told.histogram)
 
     def close(self) -> None:
         """Have the process leave: it ends with its socket."""
@@ -104,7 +123,9 @@ class Team:
         self._numbers = itertools.count(1)
         self._schemas: dict[int, int] = {}
         self._kept: list[Schema[Any]] = []  # as long as their ids stand for them
-        self._before = Stats(0.0)  # what processes counted that are gone
+        self._before = Stats(0.0)  # what processes counted that are gone, and what they cost
+        self._cost_before: float | None = 0.0
+        self._most_before = 0  # in flight at once, while they were there
         self._deaths, self._died_at = 0, 0.0
         self._closing = False
 
@@ -180,11 +201,13 @@ class Team:
     def heard(self, member: Member, message: Message) -> None:
         if isinstance(message, Outcomes):
             member.rows -= len(message.rows)
+            member.came += len(message.rows)
+            member.counts, member.cost = message.counts, message.cost
             run = self._runs.get(message.run)
             if run is not None:
                 run.came(member, message)
         elif isinstance(message, Report):
-            member.report = message
+            member.report, member.counts, member.cost = message, (), message.snapshot.cost_usd
         elif isinstance(message, Ended):
             run = self._runs.get(message.run)
             if run is not None:
@@ -195,13 +218,11 @@ class Team:
     def lost(self, member: Member) -> None:
         """A process is gone; unless the team is closing, that was not asked for."""
         if member in self.members:
+            self._most_before = self._most()  # whoever takes its place has its part of the limits, not another one
             self.members.remove(member)
-        if member.report is not None:
-            tally = member.report.tally
-            for name in ("in_flight", "waiting", "backing_off"):
-                tally.counts[name] = 0
-            self._before.add(tally)
-            member.report = None
+        self._before.add(member.last_tally(died=not self._closing))
+        self._cost_before = sum_of([self._cost_before, member.cost])
+        member.report = None
         if not self._closing:
             loop = asyncio.get_running_loop()
             self._deaths = self._deaths + 1 if loop.time() - self._died_at < MINUTE else 1
@@ -220,13 +241,11 @@ class Team:
         reports = [member.report for member in list(self.members) if member.report is not None]
         total = self._total(reports)
         shown = [own, *(report.snapshot for report in reports)]
-        costs = [one.cost_usd for one in shown]
+        cost = sum_of([*(one.cost_usd for one in shown), self._cost_before])
         busy = next((one for one in shown if one.holds), None)
         holds = busy.holds if busy is not None and all(one.holds for one in shown[1:]) else own.holds
         learnt = {name: found for one in shown for name, found in one.learnt.items()}
         limits = {name: text for one in shown for name, text in one.limits.items()}
-        known = [cost for cost in costs if cost is not None]
-        cost = sum(known) if len(known) == len(costs) else None
         made = total.snapshot(own.elapsed, limits, cost=cost, holds=holds, learnt=learnt)
         return msgspec.structs.replace(made, elapsed=own.elapsed)
 
@@ -240,12 +259,20 @@ class Team:
         total.add(self._before.tally())
         for report in reports:
             total.add(report.tally)
+        total.most_in_flight = self._most()
         return total
+
+    def _most(self) -> int:
+        """How many requests were in flight at once, at most: the parts of those who were there at the same time."""
+        parts = [member.report.tally.counts["most_in_flight"] for member in list(self.members) if member.report]
+        return max(self._most_before, sum(parts, self.engine.stats.most_in_flight))
 
     @property
     def gone(self) -> Tally:
         """What processes counted that are no more."""
-        return self._before.tally()
+        found = self._before.tally()
+        found.counts["most_in_flight"] = max(0, self._most_before - self.engine.stats.most_in_flight)
+        return found
 
     async def aclose(self) -> None:
         """End the processes; each closes its connections. The engine is its owner's."""

@@ -108,8 +108,12 @@ class End(msgspec.Struct, tag=4, array_like=True):
 
 
 class Outcomes(msgspec.Struct, tag=5, array_like=True):
+    """What became of rows, and what the process has counted by then: `Stats.counts`, and what it all cost."""
+
     run: int
     rows: list[Answered]
+    counts: tuple[int, ...] = ()
+    cost: float | None = 0.0
 
 
 class Ended(msgspec.Struct, tag=6, array_like=True):
