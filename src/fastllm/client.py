@@ -32,7 +32,7 @@ from .options import UNSET, Limits, Retry, Route, Timeout, UnsetType
 from .params import ChatParams, EmbeddingParams
 from .policy.parameters import UnsupportedParams
 from .policy.purse import UnknownPrice
-from .progress import Kind, make_progress, with_unseen
+from .progress import Kind, make_progress, of_rows, with_unseen
 from .resources import Chat, Completions, Embeddings, Moderations, Responses
 from .rows import Item, Template, mapped, rows_of
 from .run_options import RunParams, checked_options, columns_of
@@ -373,7 +373,7 @@ class AsyncFastLLM:
             began(job)
             shown = make_progress(
                 options.get("progress", "none"),
-                lambda: with_unseen(self._many.snapshot(), job.unseen),
+                lambda: of_rows(self._many.snapshot(), job.finished, job.errors),
                 lambda: job.total,
                 already_done=lambda: job.kept,
             )

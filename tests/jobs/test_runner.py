@@ -796,7 +796,8 @@ async def test_rows_that_the_engine_never_saw_are_counted(source: Path, output: 
     with open_reader(source, model="m") as reader:
         job = Job(FakeEngine(behave), reader, output)
         result = await job.run()
-    assert (result.failed, job.bad, job.unseen) == (4, 2, {"InvalidRequestError": 3})
+    assert (result.failed, job.bad) == (4, 2)
+    assert (job.finished, job.errors) == (102, {"InvalidRequestError": 3, "BadRequestError": 1})
 
 
 async def test_an_empty_input(tmp_path: Path, output: Path) -> None:

@@ -17,7 +17,7 @@ from rich.cells import cell_len
 from fastllm.engine.holds import Hold, KnownLimit, Room
 from fastllm.engine.stats import Snapshot
 from fastllm.errors import ConfigError, MissingExtra
-from fastllm.progress import make_progress, show_summary, summary, watch, with_unseen
+from fastllm.progress import make_progress, of_rows, show_summary, summary, watch, with_unseen
 from fastllm.progress.base import Meter, Silent, View
 from fastllm.progress.line import LineProgress
 from fastllm.progress.notebook import NotebookProgress
@@ -287,7 +287,7 @@ def test_the_summary_is_data_for_programs() -> None:
 def test_the_summary_is_a_few_lines_for_people() -> None:
     text = summary(FULL, total=1100, already_done=100, output="out.jsonl", failures="bad\nname").text()
     assert text == (
-        "1.0k of 1.1k rows in 1m40s · 9/s\n"
+        "900 rows in 1m40s · 9/s · 1,000 of 1,100 done\n"
         "  ok         890 (89 cached, 1 joined)\n"
         "  failed     10 (7 RateLimitError, 3 BadRequestError)\n"
         "  resumed    100 from an earlier run\n"
@@ -345,6 +345,27 @@ def test_rows_that_never_reached_the_engine_are_done_and_failed() -> None:
     seen = Snapshot(done=5, ok=4, failed=1, errors={"a": 1})
     both = with_unseen(seen, {"a": 2, "b": 1})
     assert (both.done, both.ok, both.failed, both.errors) == (8, 4, 4, {"a": 3, "b": 1})
+
+
+def test_a_job_knows_its_rows_better_than_the_engine() -> None:
+    """A process that was killed never told of the last rows that it answered; what the others tell stays."""
+    seen = Snapshot(done=93, ok=93, attempts=95, cached=2)
+    found = of_rows(seen, 100, {"BadRequestError": 3})
+    assert (found.done, found.ok, found.failed, found.errors) == (100, 97, 3, {"BadRequestError": 3})
+    assert (found.attempts, found.cached) == (95, 2)
+
+
+def test_the_figures_of_a_resumed_run_agree() -> None:
+    """4,994 of 5,000 are not "5.0k of 5.0k", and a rate belongs to the rows that it stands beside."""
+    found = summary(Snapshot(done=994, ok=994), total=5000, already_done=4000, elapsed=10.0)
+    text = found.text()
+    assert text.startswith("994 rows in 10s · 99/s · 4,994 of 5,000 done\n")
+    assert "6 not done" in text and found.requests_per_second == 99.4
+    whole = summary(Snapshot(done=1000, ok=1000), total=5000, already_done=4000, elapsed=10.0).text()
+    assert whole.startswith("1,000 rows in 10s · 100/s · 5,000 of 5,000 done\n")
+    assert (
+        summary(Snapshot(done=5000, ok=5000), total=5000, elapsed=10.0).text().startswith("5,000 rows in 10s · 500/s\n")
+    )
 
 
 def test_waiting_for_a_limit_is_told_and_does_not_deceive_the_eta() -> None:
@@ -437,7 +458,7 @@ def test_what_was_never_sent_is_left_and_neither_done_nor_failed() -> None:
     assert "299 not sent" in [part.text for part in fields(view)]
     found = summary(run.snapshot(), total=300)
     assert (found.failed, found.left) == (1, 299)
-    assert found.text().startswith("1 of 300 rows in 5s")
+    assert found.text().startswith("1 row in 5s · 0.2/s · 1 of 300 done\n")
 
 
 @pytest.mark.parametrize(("done", "shown"), [(0, 0), (1, 0), (999_999, 99), (1_000_000, 100)])

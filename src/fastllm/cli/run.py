@@ -29,7 +29,7 @@ from ..jobs.journal import journal_path
 from ..jobs.publish import NOT_THERE
 from ..jobs.runner import DEFAULT_CONCURRENCY, Job, JobResult, JournalError
 from ..jobs.team import Team
-from ..progress import Kind, Summary, make_progress, show_summary, summary, with_unseen
+from ..progress import Kind, Summary, make_progress, of_rows, show_summary, summary
 from ..providers.vendors import is_local
 from ..settings import Settings
 from . import dry_run as dry
@@ -253,7 +253,7 @@ async def _watched(engine: Engine | Team, job: Job, kind: Kind, port: int | None
     """Run the job under a progress display; give its result and the summary."""
 
     def snapshot() -> Snapshot:
-        return with_unseen(engine.snapshot(), job.unseen)
+        return of_rows(engine.snapshot(), job.finished, job.errors)
 
     shown: Kind = "none" if job.nothing_to_do else kind
     progress = make_progress(shown, snapshot, lambda: job.total, already_done=lambda: job.kept)

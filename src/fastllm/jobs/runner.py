@@ -86,8 +86,8 @@ class Job:
             raise ConfigError("overwrite=True starts anew: it has no use for force or retry_failed")
         self.output = Path(output)
         self.journal_path = journal_path(self.output)
-        self.skipped = self.cached = self.bad = 0
-        self.unseen: Counter[str] = Counter()  # failures of rows that the engine did not count, by their class
+        self.skipped = self.cached = self.bad = self.finished = 0  # `finished`: rows that this run has recorded
+        self.errors: Counter[str] = Counter()  # the failures among them, by their class
         self.reasons: dict[str, str] = {}  # the first message of each class of failures, but for those of bad rows
         self.complaints: list[str] = []  # of the first bad rows: what is wrong, and on which line
         self._engine = engine
@@ -129,16 +129,12 @@ class Job:
     @property
     def done(self) -> int:
         """Rows with an answer or a final error so far, those of earlier runs with an answer included."""
-        return self.kept + self._finished_now
+        return self.kept + self.finished
 
     @property
     def kept(self) -> int:
         """Rows that are as an earlier run left them: answered, or failed and not to be asked again."""
         return self.skipped + (self.passed if self._retry_failed is False else 0)
-
-    @property
-    def _finished_now(self) -> int:
-        return self._read - self.skipped - self.passed - len(self._under_way)
 
     @property
     def in_flight(self) -> int:
@@ -428,6 +424,7 @@ class Job:
             if self._finished:
                 finished, self._finished = self._finished, []
                 journal.append_all(finished)
+                self.finished += len(finished)
         return taken > 0
 
     def _settle(self, outcome: Outcome) -> None:
@@ -465,8 +462,6 @@ class Job:
 
     def _goes_on(self, row: Row, error: LLMError) -> bool:
         """Count an error. Tell whether it is the row's own; otherwise it is the job's, which then stops."""
-        if row.request is None or isinstance(error.__cause__, ConfigError):
-            self.unseen[type(error).__name__] += 1
         if row.request is None:
             self.bad += 1
             if len(self.complaints) < COMPLAINTS:
@@ -477,6 +472,7 @@ class Job:
         if isinstance(error, StoppedError):
             self._give_up(error.message)
             return False
+        self.errors[type(error).__name__] += 1
         if error.fatal_for_key:
             self._fatal += 1
             if self._fatal >= self._fatal_after:

@@ -9,14 +9,25 @@ from typing import Literal, TextIO
 
 from ..engine.stats import Snapshot
 from ..errors import ConfigError, MissingExtra
-from .base import Meter, Progress, Silent, View, watch, with_unseen
+from .base import Meter, Progress, Silent, View, of_rows, watch, with_unseen
 from .line import LineProgress
 from .notebook import NotebookProgress, in_notebook
 from .rich import RichProgress, print_summary
 from .summary import Summary, summary
 from .words import encodable
 
-__all__ = ["Kind", "Progress", "Summary", "View", "make_progress", "show_summary", "summary", "watch", "with_unseen"]
+__all__ = [
+    "Kind",
+    "Progress",
+    "Summary",
+    "View",
+    "make_progress",
+    "of_rows",
+    "show_summary",
+    "summary",
+    "watch",
+    "with_unseen",
+]
 
 Kind = Literal["auto", "rich", "plain", "none"]
 

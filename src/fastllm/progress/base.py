@@ -78,6 +78,13 @@ def with_unseen(seen: Snapshot, unseen: Mapping[str, int]) -> Snapshot:
     return msgspec.structs.replace(seen, done=seen.done + failed, failed=seen.failed + failed, errors=errors)
 
 
+def of_rows(seen: Snapshot, finished: int, errors: Mapping[str, int]) -> Snapshot:
+    """Give a job's own figures of its rows, and the rest as the engine counted it. What an engine counts is requests:
+    rows that never reached it are not among them, nor those of a process that died before it told."""
+    failed = min(finished, sum(errors.values()))
+    return msgspec.structs.replace(seen, done=finished, ok=finished - failed, failed=failed, errors=dict(errors))
+
+
 class Meter:
     """Turns snapshots into views: differences since the first one, rates over a sliding window.
 

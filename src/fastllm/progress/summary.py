@@ -13,7 +13,8 @@ from .words import count, duration, latency, plural
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """The numbers of one run; times in seconds, ratios 0 to 1, None where there is nothing to measure.
+    """The numbers of one run; times in seconds, ratios 0 to 1, None where there is nothing to measure. Rates are of
+    what this run did, never of what was `resumed`.
 
     `rows` = `ok` + `failed` + `resumed` + `left`; `cached` and `joined` are part of `ok`
     (and of `misfits`, answers that did not fit the schema and were asked for again or failed).
@@ -58,9 +59,12 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
     def lines(self) -> list[tuple[str, str]]:
         """Give (name, value) for each line; the heading has no name. What did not happen has no line."""
-        rate = f"{count(self.requests_per_second)}/s"
-        done = f"{count(self.rows - self.left)} of " if self.left else ""
-        found = [("", f"{done}{plural(self.rows, 'row', 'rows')} in {duration(self.elapsed)} · {rate}")]
+        now = self.ok + self.failed
+        head = f"{now:,} {'row' if now == 1 else 'rows'} in {duration(self.elapsed)}"
+        head += f" · {count(self.requests_per_second)}/s"
+        if now != self.rows:
+            head += f" · {self.rows - self.left:,} of {self.rows:,} done"
+        found = [("", head)]
         found.append(("ok", _with_notes(f"{self.ok:,}", {"cached": self.cached, "joined": self.joined})))
         if self.failed:
             found.append(("failed", _with_notes(f"{self.failed:,}", self.errors)))
