@@ -265,7 +265,7 @@ class Worker(asyncio.Protocol):
 
     def report(self) -> None:
         engine = self.engine
-        out = {number: len(run.workers.out) for number, run in self._runs.items()}
+        out = {number: run.workers.in_flight for number, run in self._runs.items()}
         self.send(Report(engine.stats.tally(), engine.snapshot(), out))
 
     async def reports(self) -> None:

@@ -177,6 +177,17 @@ async def test_what_a_killed_process_did_is_counted_once(server: Any, tmp_path: 
     assert running.cost_usd is not None and running.cost_usd >= sum(a.cost or 0.0 for a in answers) * 0.999
 
 
+async def test_what_is_in_flight_is_known_of_all_processes() -> None:
+    """Ctrl-C says how many requests it waits for."""
+    with serve_in_thread(MockConfig(latency=1.0)) as slow:
+        async with client(slow, limits=Limits(concurrency=20)) as many:
+            asking = asyncio.ensure_future(many.process([*questions(60)], model="m"))
+            team: Any = many._many
+            for answered in (0, 20):
+                await wait_until(lambda answered=answered: slow.stats.answered >= answered and team.in_flight(1) == 20)
+            assert len(await asking) == 60 and team.in_flight(1) == 0
+
+
 async def test_processes_that_die_again_and_again_end_the_run(server: Any) -> None:
     async with client(server, limits=Limits(concurrency=20)) as many:
         with pytest.raises(TeamError, match="3 worker processes died"):
