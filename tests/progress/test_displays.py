@@ -391,7 +391,7 @@ def test_while_an_endpoint_stands_still_it_says_so_and_gives_no_eta() -> None:
     meter = run.meter()
     for second in range(20):
         run.at(second, done=10 * second, in_flight=9)
-        assert (meter.view().eta is None) == (second == 0)
+        assert (meter.view().eta is None) == (second < 2), "what the first second shows is no rate"
     run.at(21, in_flight=0, waiting=700, holds=(PARKED,), limits={"m": ""})
     view = meter.view()
     assert view.eta is None
@@ -445,6 +445,86 @@ def test_the_eta_under_a_limit_a_minute_comes_from_its_ledger() -> None:
         view = meter.view()
         if second > 11 and within > 10:
             assert view.eta == pytest.approx(250 - second, abs=6)
+
+
+def test_where_a_limit_holds_that_is_no_limit_a_minute_the_eta_comes_from_the_rate() -> None:
+    """6,000 a minute were set, and one a second is what was found to get through: the set limit says nothing."""
+    run = Run(total=1000)
+    meter = run.meter()
+    rooms = {"requests": Room(limit=6000.0, used=(50.0,) * 14)}
+    for tenth in range(600):
+        run.at(tenth / 10, done=tenth // 10, ok=tenth // 10, attempts=1, waiting=500, in_flight=0, rooms=rooms)
+        view = meter.view()
+        if tenth > 150:
+            assert view.eta == pytest.approx(1000 - tenth / 10, rel=0.1)
+
+
+def test_from_the_beginning_the_eta_is_no_sooner_than_the_limits_of_a_minute_allow() -> None:
+    """A burst of 60 a second of 3,000 rows, where 600 a minute may go out."""
+    run = Run(total=3000)
+    meter = run.meter()
+    for second in range(5):
+        used = 60.0 * second
+        run.at(
+            second, done=60 * second, ok=60 * second, attempts=60 * second, in_flight=9,
+            rooms={"requests": Room(limit=600.0, used=(used,) * 12 + (0.0, 0.0))},
+        )  # fmt: skip
+        view = meter.view()
+    assert view.eta is not None and 235 < view.eta < 305
+
+
+def test_tokens_of_earlier_runs_do_not_count_in_the_eta() -> None:
+    run = Run(total=200)
+    run.at(500.0, attempts=10**6, prompt_tokens=10**9)
+    meter = run.meter()
+    meter.view()
+    for second in range(1, 11):
+        room = Room(limit=1000.0, used=(100.0 * second,) * 12 + (0.0, 0.0))
+        run.at(
+            500.0 + second, done=10 * second, ok=10 * second, attempts=10**6 + 10 * second,
+            prompt_tokens=10**9 + 100 * second, rooms={"tokens": room},
+        )  # fmt: skip
+        view = meter.view()
+    assert view.eta is not None and 50 < view.eta < 65, "100 rows of 10 tokens: the next minute's"
+
+
+@pytest.mark.parametrize("p50", [None, 0.2])
+def test_the_eta_is_of_what_goes_on_now(p50: float | None) -> None:
+    """Not of the time before the first request, in which processes start and a resumed run passes over its rows, nor of
+    the ramp-up."""
+    run = Run(total=10_000)
+    meter = run.meter(already_done=5000)
+    done = 0
+    for tenth in range(120):
+        second = tenth / 10
+        if second > 5:
+            done += 10 if second < 6 else 40
+        run.at(second, done=done, ok=done, attempts=done + 100 if second > 5 else 0, in_flight=100, p50=p50)
+        view = meter.view()
+        if second < 7:
+            assert view.eta is None
+        elif second > 8:
+            assert view.eta == pytest.approx((5000 - done) / 400, rel=0.15)
+            assert view.rate == pytest.approx(400, rel=0.15)
+    for tenth in range(30):
+        done += 4
+        run.at(12 + tenth / 10, done=done, ok=done)
+        view = meter.view()
+    assert view.eta == pytest.approx((5000 - done) / 40, rel=0.3), "it slows down as fast"
+
+
+def test_rows_that_come_back_together_are_no_rate() -> None:
+    """A hundred in flight, fifteen seconds each, all at once."""
+    run = Run(total=1000)
+    meter = run.meter()
+    run.at(0.0)
+    meter.view()
+    for second in range(140):
+        done = 100 * (second // 15)
+        run.at(second, done=done, ok=done, attempts=done + 100, in_flight=100, p50=15.0 if done else None)
+        view = meter.view()
+        if second > 31 and view.eta is not None:
+            assert view.eta == pytest.approx(150 - second, rel=0.4, abs=20)
 
 
 def test_what_was_never_sent_is_left_and_neither_done_nor_failed() -> None:

@@ -13,13 +13,15 @@ from typing import Protocol
 
 import msgspec
 
-from ..engine.holds import STEP
+from ..engine.holds import STEP, Room
 from ..engine.stats import Snapshot
 from ..policy.window import SPAN
 
-WINDOW = 10.0  # seconds that rates look back …
+RECENT, MANY = 2.0, 100  # seconds that rates look back, and two round trips, where so many rows came back within them …
+WINDOW = 10.0  # … or else so many …
 PATIENCE = 60.0  # … or up to a minute, until as many rows as this came back within it:
 ENOUGH = 10
+FULL = 0.95  # of a limit of a minute: whoever waits below it waits for something else
 SAMPLE = 0.5
 STANDSTILL = 0.5  # seconds: what waits for less is on its way
 
@@ -118,6 +120,8 @@ class Meter:
             self._samples.clear()
             self._stood = self._idle_since = None
         self._held = bool(now.holds)
+        if now.done == first.done and now.attempts == first.attempts:
+            self._samples.clear()  # nothing was sent yet: processes start, or rows that are done are passed over
         if not self._samples or now.elapsed - self._samples[-1].elapsed >= SAMPLE:
             self._samples.append(now)
         while len(self._samples) > 2 and now.elapsed - self._samples[1].elapsed >= PATIENCE:
@@ -127,7 +131,7 @@ class Meter:
         per_second = 1.0 / seconds if seconds > 0 else 0.0
         done, total = self._already_done() + now.done - first.done, self._total()
         rate = (now.done - past.done) * per_second
-        lasting = self._lasting(now, rate)
+        left = None if total is None else max(0, total - done)
         ok, elapsed = now.ok - first.ok, now.elapsed - first.elapsed
         return View(
             done=done,
@@ -148,69 +152,84 @@ class Meter:
             unsent=now.unsent - first.unsent,
             hold=_named(now, short=False),
             hold_short=_named(now, short=True),
-            eta=self._eta(now, None if total is None else max(0, total - done), lasting),
+            eta=self._eta(now, left, rate if seconds >= min(WINDOW, _recent(now)) else 0.0),
             overall_rate=(now.done - first.done) / elapsed if elapsed > 0 else 0.0,
         )
 
-    def _lasting(self, now: Snapshot, rate: float) -> float:
-        """The rate that can go on. A limit per minute lets a minute's rows through at once and then none, so where rows
-        stood waiting, only a whole minute tells."""
+    def _is_limited(self, now: Snapshot) -> bool:
+        """Tell whether limits of a minute hold the rows back, now or within the last minute: then no burst lasts."""
         if not now.waiting or now.in_flight:
             self._idle_since = None
         elif self._idle_since is None:
             self._idle_since = now.elapsed
         elif now.elapsed - self._idle_since >= STANDSTILL:
-            if not self._is_limited(now):
+            if self._stood is None or now.elapsed - self._stood >= PATIENCE:
                 self._counted = -1  # it was thought to go on
             self._stood = now.elapsed
-        if not self._is_limited(now):
-            return rate
-        oldest = self._samples[0]
-        return (now.done - oldest.done) / max(PATIENCE, now.elapsed - oldest.elapsed)
+        return self._stood is not None and now.elapsed - self._stood < PATIENCE
 
-    def _eta(self, now: Snapshot, left: int | None, lasting: float) -> float | None:
+    def _eta(self, now: Snapshot, left: int | None, rate: float) -> float | None:
         """Seconds until all is done: thought over whenever a row is, counted down between, and None rather than wrong:
-        while an endpoint stands still, and where the time came and the rows did not."""
+        while an endpoint stands still, and where the time came and the rows did not. Never sooner than the limits of a
+        minute allow. `rate` is 0 as long as too little was seen."""
+        limited = self._is_limited(now)
         if left is None or self._held:
             self._expected = None
             return None
-        if self._is_limited(now) and (turn := _turn(now, left)) is not None:
+        turn, full = self._turn(now, left)
+        if limited and full:
             return turn
+        if limited and not now.rooms:  # a minute's rows go through at once and then none: only a whole minute tells
+            oldest = self._samples[0]
+            rate = (now.done - oldest.done) / max(PATIENCE, now.elapsed - oldest.elapsed)
         if now.done != self._counted:
             self._counted = now.done
-            self._expected = now.elapsed + left / lasting if lasting > 0 else None
+            self._expected = now.elapsed + left / rate if rate > 0 else None
         if self._expected is None or (left and now.elapsed > self._expected):
-            return None
-        return self._expected - now.elapsed
-
-    def _is_limited(self, now: Snapshot) -> bool:
-        """Tell whether limits of a minute hold the rows back, now or within the last minute."""
-        return self._stood is not None and now.elapsed - self._stood < PATIENCE
+            return turn or None
+        return max(turn, self._expected - now.elapsed)
 
     def _past(self, now: Snapshot) -> Snapshot:
         """The sample that rates are measured from: the newest one that is old enough and has seen enough."""
+        recent = _recent(now)
         for sample in reversed(self._samples):
-            if now.elapsed - sample.elapsed >= WINDOW and now.done - sample.done >= ENOUGH:
+            age, rows = now.elapsed - sample.elapsed, now.done - sample.done
+            if (age >= recent and rows >= MANY) or (age >= max(WINDOW, recent) and rows >= ENOUGH):
                 return sample
         return self._samples[0]
 
+    def _turn(self, now: Snapshot, left: int) -> tuple[float, bool]:
+        """Seconds until the last of these rows goes out, as the limits of a minute allow, 0 where none is known, and
+        whether one is used up. What is sent in one minute can be sent again in the next, and in the same rhythm."""
+        first, turns, full = self._first or now, [0.0], False
+        answered = _answered(now) - _answered(first)
+        used = now.prompt_tokens + now.completion_tokens - first.prompt_tokens - first.completion_tokens
+        tokens = used / answered if answered > 0 else 0.0
+        for name, room in now.rooms.items():
+            one = 1.0 if name == "requests" else tokens
+            need = max(0, left - now.in_flight) * one
+            if not one or room.limit < 1.0:
+                continue
+            full = full or room.used[0] + one > FULL * room.limit
+            turns.append(_last_goes(need, room))
+        return max(turns), full
 
-def _turn(now: Snapshot, left: int) -> float | None:
-    """Seconds until the last of these rows goes out, as the limits of a minute allow; None where none is known. What is
-    sent in one minute can be sent again in the next, and in the same rhythm."""
-    turns = []
-    for name, room in now.rooms.items():
-        answered = now.ok + now.misfits - now.cached - now.joined
-        tokens = (now.prompt_tokens + now.completion_tokens) / answered if answered > 0 else None
-        need = left if name == "requests" else left * tokens if tokens else None
-        if need is None or room.limit < 1.0:
-            continue
-        minutes, rest = divmod(need, room.limit)
-        if not rest and minutes:
-            minutes, rest = minutes - 1, room.limit
-        free = room.limit - rest
-        turns.append(minutes * SPAN + _free_in(room.used, free))
-    return max(turns, default=None)
+
+def _recent(now: Snapshot) -> float:
+    """As many seconds as rates must look back at least: in less than a round trip a burst would pass for a rate."""
+    return min(PATIENCE / 2, max(RECENT, 2 * (now.p50 or 0.0)))
+
+
+def _answered(now: Snapshot) -> int:
+    return now.ok + now.misfits - now.cached - now.joined
+
+
+def _last_goes(need: float, room: Room) -> float:
+    """Seconds until the last of so much goes out."""
+    minutes, rest = divmod(need, room.limit)
+    if not rest and minutes:
+        minutes, rest = minutes - 1, room.limit
+    return minutes * SPAN + _free_in(room.used, room.limit - rest)
 
 
 def _free_in(used: tuple[float, ...], least: float) -> float:
