@@ -488,6 +488,17 @@ def test_tokens_of_earlier_runs_do_not_count_in_the_eta() -> None:
     assert view.eta is not None and 50 < view.eta < 65, "100 rows of 10 tokens: the next minute's"
 
 
+def test_waiting_for_the_first_answer_is_no_limit() -> None:
+    """Rows stand behind the first one, which shows whether the key is good; a burst it is not that follows."""
+    run = Run(total=5000)
+    meter = run.meter()
+    for tenth in range(50):
+        done = max(0, 40 * (tenth - 15))
+        run.at(tenth / 10, done=done, ok=done, attempts=done + 1, waiting=100, in_flight=40 if done else 0)
+        view = meter.view()
+    assert view.eta == pytest.approx((5000 - done) / 400, rel=0.1)
+
+
 @pytest.mark.parametrize("p50", [None, 0.2])
 def test_the_eta_is_of_what_goes_on_now(p50: float | None) -> None:
     """Not of the time before the first request, in which processes start and a resumed run passes over its rows, nor of

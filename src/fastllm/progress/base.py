@@ -158,7 +158,9 @@ class Meter:
 
     def _is_limited(self, now: Snapshot) -> bool:
         """Tell whether limits of a minute hold the rows back, now or within the last minute: then no burst lasts."""
-        if not now.waiting or now.in_flight:
+        # At first, rows wait to hear that the key is good.
+        begun = self._first is not None and now.done > self._first.done
+        if not now.waiting or now.in_flight or not begun:
             self._idle_since = None
         elif self._idle_since is None:
             self._idle_since = now.elapsed
