@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gzip
 import json
 import os
 import shutil
@@ -62,6 +63,26 @@ def test_list(elsewhere: Path, server: Any) -> None:
     Path("empty").mkdir()
     empty = run("jobs", "list", "empty")
     assert (empty.returncode, empty.stdout, empty.stderr) == (0, "", "no jobs in empty\n")
+
+
+def test_of_an_unfinished_job_it_says_how_many_rows_there_are_or_why_not(elsewhere: Path, server: Any) -> None:
+    """A resume is worth how much? The input was counted, unless it is a stream, or compressed."""
+    server.when(lambda body: "q5" in json.dumps(body), "401")
+    Path("in.jsonl.gz").write_bytes(gzip.compress(Path("in.jsonl").read_bytes()))
+    flags = ("--prompt", "{text}", "--concurrency", "1")
+    assert run("run", "in.jsonl", "-o", "a.jsonl", *flags).returncode == 1
+    assert run("run", "in.jsonl.gz", "-o", "b.jsonl", *flags).returncode == 1
+    assert run("run", "-", "-o", "c.jsonl", *flags, stdin=Path("in.jsonl").read_text()).returncode == 1
+    assert run("run", "in.jsonl", "-o", "d.jsonl", *flags).returncode == 1
+    Path("d.jsonl.manifest.json").unlink()
+    lines = run("jobs", "list").stdout.splitlines()[1:]
+    assert [line.split()[2] for line in lines] == [
+        "~10", "compressed", "a", "unknown",
+    ]  # fmt: skip
+    told = json.loads(run("jobs", "list", "--json").stdout)
+    assert [(job["rows"], job["expected"]) for job in told] == [(None, 10), (None, None), (None, None), (None, None)]
+    assert "about 10, not all read yet" in run("jobs", "show", "a.jsonl").stdout
+    assert "not known (a stream)" in run("jobs", "show", "c.jsonl").stdout
 
 
 def test_show_tells_everything_but_secrets(elsewhere: Path, server: Any) -> None:

@@ -14,6 +14,7 @@ import msgspec
 
 from ..errors import ConfigError
 from ..formats.base import Reader, check_output, open_reader
+from ..formats.files import suffixes
 from ..formats.output import failures_path
 from ..formats.remote import local_places
 from ..jobs.catalog import Found, files_of, find_jobs, look, output_of, remove
@@ -53,7 +54,7 @@ def list_jobs(directory: Path, as_json: bool) -> None:
         (
             _printable(str(job.output)),
             job.state,
-            "?" if job.rows is None else f"{job.rows:,}",
+            _rows(job),
             f"{job.ok:,}",
             f"{job.failed:,}",
             _size(job.size_bytes),
@@ -90,7 +91,9 @@ def show(output: Path, as_json: bool) -> None:
 
 
 def _lines(found: Found, totals: Totals) -> list[tuple[str, str]]:
-    rows = "not known yet" if found.rows is None else f"{found.rows:,}"
+    rows = _rows(found)
+    if found.rows is None:
+        rows = f"about {found.expected:,}, not all read yet" if found.expected is not None else f"not known ({rows})"
     lines = [("output", _printable(str(found.output))), ("state", found.problem or found.state), ("rows", rows)]
     lines += [("ok", f"{found.ok:,}" + (f" ({totals.cached:,} cached)" if totals.cached else ""))]
     if found.failed:
@@ -204,10 +207,24 @@ def rm(output: Path, yes: bool) -> None:
         raise ConfigError(f"cannot remove {error.filename}: {error.strerror or error}") from None
 
 
+def _rows(found: Found) -> str:
+    """How many rows the input has, about how many, or why that is not known."""
+    if found.rows is not None:
+        return f"{found.rows:,}"
+    if found.expected is not None:
+        return f"~{found.expected:,}"
+    if found.identity is None or found.manifest is None:
+        return "unknown"
+    if not found.identity.fingerprint:
+        return "a stream"
+    return "compressed" if suffixes(Path(found.manifest.input or ""))[1] else "unknown"
+
+
 def _plain(found: Found) -> dict[str, Any]:
     """What a program wants to know of a job; without its prompts."""
     fields = {
-        name: getattr(found, name) for name in ("state", "rows", "ok", "failed", "damaged", "size_bytes", "changed")
+        name: getattr(found, name)
+        for name in ("state", "rows", "expected", "ok", "failed", "damaged", "size_bytes", "changed")
     }
     job = None if found.identity is None else description(found.identity)
     return {"output": str(found.output), "journal": str(found.journal), **fields, "problem": found.problem, "job": job}

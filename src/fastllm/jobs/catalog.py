@@ -23,11 +23,13 @@ State = Literal["running", "finished", "unfinished", "unreadable"]
 
 class Found(msgspec.Struct, kw_only=True):
     """A job as its files tell. `rows` is the number of the input's rows, None where it was not read to its end;
-    `size_bytes` is the journal's, `changed` when it was last written (UTC)."""
+    `expected` is how many there are then, about, where that is known. `size_bytes` is the journal's, `changed` when it
+    was last written (UTC)."""
 
     output: Path
     state: State
     rows: int | None = None
+    expected: int | None = None
     ok: int = 0
     failed: int = 0
     damaged: int = 0
@@ -80,6 +82,7 @@ def look(output: Path) -> Found:
             found.rows, found.damaged, found.identity = recorded.total, recorded.damaged, recorded.identity
             found.ok, found.failed = recorded.ok, recorded.failed
             found.manifest = read_manifest(manifest_path(output))
+            found.expected = found.rows if found.rows is not None or not found.manifest else found.manifest.rows
             if _is_locked(recorded.fd):
                 found.state = "running"
             elif found.ok + found.failed == found.rows and output.exists():

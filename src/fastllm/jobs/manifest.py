@@ -105,6 +105,7 @@ class Manifest(msgspec.Struct, kw_only=True):
     journal_version: int = VERSION
     input: str | None = None
     input_format: str | None = None
+    rows: int | None = None  # of the input, about; exact once the job has finished
     output: str
     failures: str | None = None
     state: str = "running"
@@ -162,6 +163,7 @@ class Ledger:
         *,
         origin: str | None = None,
         input_format: str | None = None,
+        rows: int | None = None,
         shape: Mapping[str, Any] | None = None,
     ) -> None:
         self._path = manifest_path(output)
@@ -172,6 +174,7 @@ class Ledger:
             job=description(identity),
             input=origin or (None if source is None else str(source.absolute())),
             input_format=input_format,
+            rows=rows,
             output=output.name,
             command=list(command),
             directory=str(Path.cwd()) if command else None,
@@ -213,7 +216,7 @@ class Ledger:
         run.ended, run.elapsed, run.state, run.ok, run.failed = _now(), round(elapsed, 3), state, ok, failed
         self._manifest.state = state
         if state == "finished":
-            self._manifest.totals = self.totals
+            self._manifest.totals, self._manifest.rows = self.totals, self.totals.rows
             self._manifest.failures = None if failures is None else failures.name
             self._manifest.output_sha256, self._manifest.output_bytes = _content(self._output)
         self._write()

@@ -247,6 +247,7 @@ class Job:
                 *(self.output, self._reader.path, identity, self._command),
                 origin=self._origin,
                 input_format=self._reader.format[1:],
+                rows=self._reader.count_hint,
                 shape=self._shape.described(),
             )
             # What an earlier run compared, or was forced to take, is not compared again; only its lines may have moved.
