@@ -9,6 +9,7 @@ import json
 import os
 import re
 import sys
+import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -303,6 +304,53 @@ def csv_rows(path: Path, content: str | bytes, **options: Any) -> list[Row]:
     with open_reader(path, model="m", **options) as reader:
         assert path.name in repr(reader)
         return list(reader)
+
+
+NESTED = b"[" * 5000 + b"]" * 5000
+
+
+@pytest.mark.parametrize(
+    ("line", "custom_id"),
+    [
+        (b'{"custom_id":"a","prompt":"cut off', "a"),
+        (b'{"custom_id": "a", "prompt": "x",}', "a"),
+        (b'{"custom_id":"a","prompt":NaN}', "a"),
+        (b'{"prompt":"x"} {"custom_id":"b"}', "row-0"),
+        (b'{"custom_id":"a","prompt":"x"} more', "a"),
+        (b'{"custom_id":"\xc3\xa4","prompt":"\xff"}', "ä"),
+        (b'{"custom_id":"\xff","prompt":"x"}', "row-0"),
+        (b'{"custom_id":"a\\"b","prompt":"\\ud800"}', 'a"b'),
+        (b'{"custom_id":"\\ud800","prompt":"x"}', "row-0"),
+        (b'{"prompt":' + NESTED + b',"custom_id":"a"}', "a"),
+        (b'{"custom_id":7,"prompt":tru}', "7"),
+        (b'{"id":"b","prompt":tru,"custom_id":"a"}', "a"),
+        (b'{"id":"b","prompt":tru}', "b"),
+        (b'{"metadata":{"custom_id":"b"},"prompt":tru}', "row-0"),
+        (b'{"prompt":"say \\"custom_id\\":\\"b\\"","n":tru}', "row-0"),
+        (b'{"custom_id":"","prompt":tru}', "row-0"),
+        (b'["custom_id":"a"]', "row-0"),
+        (b"{'custom_id':'a'}", "row-0"),
+        (b'{"id":"a","prompt":5}', "a"),
+        (b'{"custom_id":"a","foo":5}', "a"),
+        (b'{"custom_id":{},"id":"a","prompt":"x"}', "row-0"),
+    ],
+)
+def test_a_row_that_is_none_keeps_its_id_where_it_can_be_read(line: bytes, custom_id: str) -> None:
+    (row,) = read(line)
+    assert row.error is not None and row.custom_id == custom_id
+
+
+def test_looking_for_the_id_of_a_broken_line_takes_no_longer_than_the_line_is() -> None:
+    began = time.process_time()
+    (row,) = read(b'{"custom_id":"a","prompt":"' + b'\\"' * 500_000)
+    assert row.custom_id == "a" and time.process_time() - began < 2
+
+
+def test_an_id_that_a_broken_row_has_is_taken() -> None:
+    rows = read(b'{"custom_id":"a","prompt":"cut off\n{"custom_id":"a","prompt":"x"}\n{"id":"a","prompt":"x"}')
+    assert [row.custom_id for row in rows] == ["a", "a", "a"]
+    for row in rows[1:]:
+        assert str(row.error).endswith("custom_id 'a' was already used on line 1")
 
 
 def test_csv(tmp_path: Path) -> None:

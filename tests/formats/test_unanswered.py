@@ -17,6 +17,9 @@ LINES = st.lists(
     st.one_of(
         IDS.map(lambda given: msgspec.json.encode({"custom_id": given, "prompt": "p", "model": "m"})),
         st.sampled_from([b"", b"  ", b"{", b"[1]", b'{"custom_id":"a"}', b"x" * 300]),
+        st.sampled_from(
+            [b'{"custom_id":"a","prompt":"', b'{"custom_id":"row-3",}', b'{"id":"b","prompt":"\xff"}', b'{"id":"a"}']
+        ),
     ),
     max_size=12,
 )

@@ -31,6 +31,7 @@ from ..errors import ConfigError, InvalidRequestError, LLMError
 from ..schema.base import Schema
 from ..types import CHAT, COMPLETIONS, EMBEDDINGS, MODERATIONS, PATHS, RESPONSES, Request, Row
 from .ids import LIKE_MADE_UP, MADE_UP, UNKNOWN, SeenIds, key_of, own_key
+from .salvage import own_id, salvaged
 from .short import BATCH, PATH_OF_URL, UNFIT, batched, plain
 from .template import Template
 
@@ -160,7 +161,7 @@ class Intake:
         try:
             found = _ids.decode(text)
         except _INVALID:
-            self.recall(MADE_UP, line)
+            self.recall(key_of(salvaged(text) or f"row-{self.count}", self.count), line)
         else:
             self._remember(found.custom_id, found.id, line)
 
@@ -174,7 +175,7 @@ class Intake:
         try:
             self._identify(custom_id, other, index, line)
         except InvalidRequestError:
-            self._note(key_of(custom_id if type(custom_id) is str else f"row-{index}", index), index, line)
+            self._note(key_of(own_id(custom_id, other) or f"row-{index}", index), index, line)
 
     def unanswered(
         self,
@@ -246,8 +247,9 @@ class Intake:
                     text.decode()  # msgspec skips over what it need not decode
                 head = _line.decode(text)
             except _INVALID as error:
+                custom_id = salvaged(text)
                 raise InvalidRequestError(_what(error, text), sent=False) from None
-            custom_id = head.custom_id if type(head.custom_id) is str else None
+            custom_id = own_id(head.custom_id, head.id)
             custom_id = self._identify(head.custom_id, head.id, index, line)
             request = self._request(head, text, custom_id)
         except LLMError as error:
