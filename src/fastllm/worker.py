@@ -38,6 +38,7 @@ from .jobs.wire import (
     Unpacker,
     failed,
     packed,
+    packed_counts,
     request_of,
     told,
 )
@@ -192,7 +193,7 @@ class _Run:
                 if found:
                     engine = self._worker.engine
                     cost = sum_of([endpoint.cost for endpoint in engine.router.endpoints])
-                    self._worker.send(Outcomes(self.number, found, engine.stats.counts(), cost))
+                    self._worker.send(Outcomes(self.number, found, packed_counts(engine.stats), cost))
                     self._left -= len(found)
                     self._stop_if_done()
                 elif self.workers.finished:

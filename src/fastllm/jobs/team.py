@@ -22,11 +22,11 @@ from typing import Any, Protocol
 import msgspec
 
 from ..engine.engine import Engine
-from ..engine.stats import COUNTED, Snapshot, Stats, Tally, sum_of
+from ..engine.stats import Snapshot, Stats, Tally, sum_of
 from ..errors import FastLLMError, StoppedError
 from ..schema.base import Schema
 from ..types import Request, Response
-from .wire import Begin, Define, End, Ended, Message, Outcomes, Report, Said, Unpacker, packed
+from .wire import Begin, Define, End, Ended, Message, Outcomes, Report, Said, Unpacker, counts_of, packed
 
 logger = logging.getLogger("fastllm")
 
@@ -59,7 +59,7 @@ class Member(asyncio.Protocol):
         self.process = process
         self.rows = 0
         self.report: Report | None = None
-        self.counts: tuple[int, ...] = ()  # as they came with outcomes since that report
+        self.counts = b""  # as they came with outcomes since that report
         self.cost: float | None = 0.0
         self.came = 0  # outcomes; and how many of them failed, by class
         self.failures: Counter[str] = Counter()
@@ -90,7 +90,7 @@ class Member(asyncio.Protocol):
         """What a process has counted that is gone. If it died, only those rows count whose outcomes came: what else it
         has answered, another one is asked."""
         told = Tally() if self.report is None else self.report.tally
-        counts, errors = {**told.counts, **dict(zip(COUNTED, self.counts, strict=False))}, told.errors
+        counts, errors = {**told.counts, **counts_of(self.counts)}, told.errors
         if died:
             errors = dict(self.failures)
             uncounted, unsent = errors.pop(UNCOUNTED, 0), errors.pop(StoppedError.__name__, 0)
@@ -207,7 +207,7 @@ class Team:
             if run is not None:
                 run.came(member, message)
         elif isinstance(message, Report):
-            member.report, member.counts, member.cost = message, (), message.snapshot.cost_usd
+            member.report, member.counts, member.cost = message, b"", message.snapshot.cost_usd
         elif isinstance(message, Ended):
             run = self._runs.get(message.run)
             if run is not None:

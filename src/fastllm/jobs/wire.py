@@ -11,12 +11,13 @@ from msgspec import UNSET
 
 from .. import errors
 from ..answers import Usage
-from ..engine.stats import Snapshot, Tally
+from ..engine.stats import COUNTED, Snapshot, Stats, Tally
 from ..errors import ConfigError, InvalidAnswerError, LLMError, Tried
 from ..options import CacheControl, Timeout
 from ..types import NO_HEADERS, Headers, Request, Response
 
 _LENGTH = struct.Struct("<I")
+_COUNTS = struct.Struct(f"<{len(COUNTED)}q")
 _FIELDS = ("status_code", "request_id", "code", "type", "param", "retry_after")
 
 
@@ -108,11 +109,11 @@ class End(msgspec.Struct, tag=4, array_like=True):
 
 
 class Outcomes(msgspec.Struct, tag=5, array_like=True):
-    """What became of rows, and what the process has counted by then: `Stats.counts`, and what it all cost."""
+    """What became of rows, and what the process has counted by then, `packed_counts`, and what it all cost."""
 
     run: int
     rows: list[Answered]
-    counts: tuple[int, ...] = ()
+    counts: bytes = b""
     cost: float | None = 0.0
 
 
@@ -167,6 +168,16 @@ class Unpacker:
             at += 4 + length
             yield message
         del rest[:at]
+
+
+def packed_counts(stats: Stats) -> bytes:
+    """Write the plain counters; they are read only of a process that died, so its owner skips over them."""
+    return _COUNTS.pack(*stats.counts())
+
+
+def counts_of(counts: bytes) -> dict[str, int]:
+    """Read them, by their names; none where none were written."""
+    return dict(zip(COUNTED, _COUNTS.unpack(counts), strict=True)) if counts else {}
 
 
 def asked(turn: int, request: Request, schema: int) -> Asked:
